@@ -27,12 +27,13 @@ from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.providers.attempts import PendingError
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
+from resources.workers import WorkersResource
 
 # Observable sources and check partitions are beta or preview in Dagster. Versions are pinned: users need no warning.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-REQUIRED = {"tasks", "lake", "store", "models", "teacher"}
+REQUIRED = {"tasks", "lake", "store", "models", "teacher", "workers"}
 LOG_INTERVAL_S = 300.0
 """Seconds after which the log of a run says again how far some work is."""
 StageFunction = Callable[[StageContext, str | None], StageResult]
@@ -53,6 +54,7 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
     models: ModelFolderResource = resources.models
     teacher: TeacherResource = resources.teacher
     store_resource: CompletionStoreResource = resources.store
+    workers: WorkersResource = resources.workers
     with store_resource.open() as store:
         yield StageContext(
             folder=tasks.open(task),
@@ -68,6 +70,8 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
             training=Path(lake.training),
             releases=Path(lake.releases),
             request_log=tasks.get_log_folder(task),
+            workers=workers.get_workers(),
+            launch_ranks=workers.get_launcher(),
         )
 
 

@@ -80,6 +80,10 @@ def _check_prompt(now: dict[str, Any], adapter: Path) -> None:
     )
 
 
+BATCH_PROMPTS = 32
+"""Prompts that a student answers at once."""
+
+
 class StudentPredictor:
     """Predictions of a student, with its adapter or without."""
 
@@ -88,7 +92,7 @@ class StudentPredictor:
         self.parameters: int = student.base.parameters
         self.bytes: int = size
 
-    def predict(self, asked: list[StudentPrompt], batch_size: int = 32) -> list[Prediction]:
+    def predict(self, asked: list[StudentPrompt], batch_size: int = BATCH_PROMPTS) -> list[Prediction]:
         """Return one prediction per prompt, in order. Prompts of similar length share a batch."""
         predictions: dict[int, Prediction] = {}
         lengths = [len(prompt.text) for prompt in asked]
@@ -109,7 +113,7 @@ class EmbeddingPredictor:
         self.parameters: int = embedder.parameters + head.weight.size + head.bias.size
         self.bytes: int = embedder.bytes + head.weight.nbytes + head.bias.nbytes
 
-    def predict(self, asked: list[StudentPrompt], batch_size: int = 32) -> list[Prediction]:
+    def predict(self, asked: list[StudentPrompt], batch_size: int = BATCH_PROMPTS) -> list[Prediction]:
         """Return one prediction per prompt, in order."""
         from scipy.special import softmax
 

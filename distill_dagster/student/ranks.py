@@ -29,11 +29,13 @@ T = TypeVar("T")
 
 PROCESSES_VARIABLE = "DISTILL_TRAINING_PROCESSES"
 """How many processes train one student, by default one."""
+LaunchRanks = Callable[[tuple[Any, ...], dict[str, Any]], TrainingLog]
+"""Runs `train_adapter` with positional and named arguments as several ranks, and returns the first rank's log."""
 ERROR_FILE = "error.txt"
 LOG_FILE = "log.json"
 _PROGRESS_MARK = "progress: "
 _LAST_LINES = 40
-_LONGEST_WAIT = timedelta(days=2)
+LONGEST_WAIT = timedelta(days=2)
 """So long may the first rank work alone, for example when a large teacher reads all answers."""
 
 
@@ -73,7 +75,7 @@ def join_ranks() -> None:
 
         from distill_dagster.student.loading import choose_device
 
-        PartialState(cpu=choose_device() == "cpu", timeout=_LONGEST_WAIT)
+        PartialState(cpu=choose_device() == "cpu", timeout=LONGEST_WAIT)
 
 
 def wait_for_ranks() -> None:

@@ -6,12 +6,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_dagster.config import StudentSpec, TeacherSpec
 from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.core.workers import IN_PROCESS, Workers, find_part_bounds
 from distill_dagster.student import loading
 from distill_dagster.student.encoder import mean_pool
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 SENTENCE_MODEL = "all-minilm-l6-v2"
+BATCH_TEXTS = 64
+PART_TEXTS = 16 * BATCH_TEXTS
+"""Texts that one worker embeds at a time: whole batches, so that each batch has the same texts on any engine."""
 _MOST_REMEMBERED = 20_000
 """Embeddings that a process remembers: 30 MB of the packaged model's."""
 _remembered: OrderedDict[tuple[object, str], np.ndarray] = OrderedDict()
@@ -42,7 +46,7 @@ class SentenceEmbedder:
         self.parameters, self.bytes = base.parameters, base.bytes
         self._identity = (str(models_folder), model, revision, max_tokens)
 
-    def embed(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+    def embed(self, texts: list[str], batch_size: int = BATCH_TEXTS) -> np.ndarray:
         """Embeddings of texts: float32 (texts, dimensions), each row of length 1."""
         import numpy as np
         import torch
@@ -96,14 +100,31 @@ def make_sentence_embedder(spec: TeacherSpec, models_folder: Path) -> EmbedFunct
     return embed
 
 
-def embed_sentences(texts: list[str], models_folder: Path) -> np.ndarray:
+def embed_sentences(texts: list[str], models_folder: Path, workers: Workers = IN_PROCESS) -> np.ndarray:
     """Embeddings of texts: float32 (texts, 384), each row of length 1. The model stays loaded in this process.
+
+    Args:
+        workers: embed parts of more than `PART_TEXTS` texts. They find the models in the same folder.
 
     Raises:
         ModelError: the model cannot be found or loaded.
     """
+    if workers.is_remote and len(texts) > PART_TEXTS:
+        return _embed_on_workers(texts, models_folder, workers)
     with _limit_to_one_thread():
         return _load_embedder(models_folder).embed(texts)
+
+
+def _embed_on_workers(texts: list[str], models_folder: Path, workers: Workers) -> np.ndarray:
+    import numpy as np
+
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # as `SentenceEmbedder.embed` does
+    bounds = find_part_bounds(len(order), PART_TEXTS)
+    parts = [[texts[i] for i in order[start:end]] for start, end in bounds]
+    embedded = np.concatenate(list(workers.map(partial(embed_sentences, models_folder=models_folder), parts)))
+    result = np.empty_like(embedded)
+    result[order] = embedded
+    return result
 
 
 def embed_remembered_sentences(texts: list[str], models_folder: Path) -> np.ndarray:

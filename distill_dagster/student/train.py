@@ -27,6 +27,7 @@ from distill_dagster.student.memory import check_model_fits, choose_micro_batche
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import require_trl
 from distill_dagster.student.ranks import (
+    LaunchRanks,
     count_ranks,
     gather_from_ranks,
     get_rank,
@@ -96,6 +97,7 @@ def train_adapter(
     on_validation: ValidationListener | None = None,
     assistant: TrainedStudent | None = None,
     captured: Path | None = None,
+    launch: LaunchRanks | None = None,
 ) -> TrainingLog:
     """Train a student and write what was trained to the folder `out`, which is created if needed.
 
@@ -116,6 +118,8 @@ def train_adapter(
         on_validation: gets the scores after each epoch. An exception that it raises ends the training.
         assistant: the student that teaches this one, for objectives that read a teacher's model.
         captured: the folder where a teacher's log-probabilities are kept, for all trainings.
+        launch: starts several ranks, for example on other machines. By default `ranks.count_ranks` says how many start
+            on this one. A student with `then` or `on_validation` is trained by this process.
 
     Raises:
         DistillError: there are no rows, a row's answer is not a label or is cut, `then` needs a package that is not
@@ -127,9 +131,11 @@ def train_adapter(
     loading.check_training_dtype(spec)
     if spec.then:
         require_trl()
-    if (ranks := count_ranks()) > 1 and on_validation is None and not spec.then:
+    if launch is None and (ranks := count_ranks()) > 1:
+        launch = partial(train_on_ranks, ranks)
+    if launch is not None and on_validation is None and not spec.then:
         given = (spec, labels, settings, rows, validation, out, models_folder, epochs, what)
-        return train_on_ranks(ranks, given, {"work": work, "assistant": assistant, "captured": captured})
+        return launch(given, {"work": work, "assistant": assistant, "captured": captured})
     join_ranks()
     check_model_fits(spec, models_folder, ranks=get_world_size())
     wait_for_ranks()  # no rank loads its model before all have measured the free memory

@@ -15,6 +15,8 @@ import polars as pl
 
 from distill_dagster.core.files import lock_file, write_atomically
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.ray_workers import RayWorkers
+from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.slim_rows import CandidateTexts
 from distill_dagster.curation.dedup.duplicates import find_components, find_duplicates
 from distill_dagster.curation.dedup.folding import HASH_VERSION, MinHashScheme
@@ -30,6 +32,8 @@ _METADATA_KEY = "compared"
 INCREMENTAL_MIN_ROWS = 100_000
 """From this number of candidates on, only changed slices are compared, with stored signatures of the others. Fewer are
 all compared in half a second, which is faster than to read the files of many slices."""
+RAY_MIN_ROWS = 100_000
+"""From this number of candidates on, workers compare them. Fewer take less time than to start tasks of a cluster."""
 FULL_COMPARE_SHARE = 0.2
 """From this share of rows in changed slices on, it is faster to compare all of them again."""
 
@@ -82,18 +86,35 @@ class ComparisonCache:
         return result
 
     def find_near_pairs(
-        self, texts: CandidateTexts, scheme: MinHashScheme, threshold: float, limits: ResourceLimits | None = None
+        self,
+        texts: CandidateTexts,
+        scheme: MinHashScheme,
+        threshold: float,
+        limits: ResourceLimits | None = None,
+        workers: Workers = IN_PROCESS,
     ) -> pl.DataFrame:
         """Verified pairs of exact and near-duplicates (`Duplicates.pairs`).
 
-        Of many rows, only changed slices are compared, with stored signatures of the others (`DedupState`).
+        Of many rows, only changed slices are compared, with stored signatures of the others (`DedupState`). The
+        workers of a Ray cluster compare all of them, and store no signatures.
         """
+        settings = {"scheme": scheme.id, "threshold": threshold}
 
         def find(table: pl.LazyFrame) -> pl.DataFrame:
             return find_duplicates(table, id="ident", scheme=scheme, threshold=threshold, limits=limits).pairs
 
+        def find_on_ray(table: pl.LazyFrame) -> pl.DataFrame:
+            from distill_dagster.curation.dedup.ray_duplicates import find_duplicates_on_ray
+
+            assert isinstance(workers, RayWorkers)
+            return find_duplicates_on_ray(
+                table, workers, id="ident", scheme=scheme, threshold=threshold, limits=limits
+            ).pairs
+
+        if isinstance(workers, RayWorkers) and texts.rows.height >= RAY_MIN_ROWS:
+            return self.find_in_all("near", settings, texts, find_on_ray)
         if self._folder is None or texts.rows.height < INCREMENTAL_MIN_ROWS:
-            return self.find_in_all("near", {"scheme": scheme.id, "threshold": threshold}, texts, find)
+            return self.find_in_all("near", settings, texts, find)
         self._folder.mkdir(parents=True, exist_ok=True)
         with lock_file(self._folder / ".near.lock"):
             return self._find_pairs_incrementally(texts, scheme, threshold, limits)

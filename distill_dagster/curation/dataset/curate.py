@@ -17,6 +17,7 @@ import polars as pl
 
 from distill_dagster.config import CurationSpec
 from distill_dagster.config.dedup import NearDuplicateSpec
+from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.balance import LOW_CONFIDENCE, restore_to_floors
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.mask import mask_rows
@@ -105,6 +106,7 @@ def curate_dataset(
     cache: ComparisonCache = NO_CACHE,
     folder: Path | None = None,
     temperatures: Mapping[str, float] = NO_TEMPERATURES,
+    workers: Workers = IN_PROCESS,
 ) -> CuratedDataset:
     """Cut a dataset from scored candidates. It computes no score, so a changed threshold takes seconds.
 
@@ -121,6 +123,7 @@ def curate_dataset(
         folder: an empty folder for the files that `kept` and `left_out` read; without one both are in memory.
         temperatures: by teacher, the temperature that rescales the soft labels of its kept rows. Filters and steps
             read confidences as the teacher stated them.
+        workers: apply filters and compare texts. The result is the same.
 
     Raises:
         ValidationError: the block `curation.filters` is malformed.
@@ -130,7 +133,7 @@ def curate_dataset(
     if spec.balance.floors:  # last, so that a floor keeps no row that another filter drops
         filters = sorted(filters, key=lambda each: each.reason == LOW_CONFIDENCE)
     source = scan_candidates(candidates)
-    rows, leaks = _decide_rows(source, filters, held_out, spec, task, items, embed, limits, cache)
+    rows, leaks = _decide_rows(source, filters, held_out, spec, task, items, embed, limits, cache, workers)
 
     def complete_kept(kept: pl.DataFrame) -> pl.DataFrame:
         kept = mask_rows(kept, filters, task)
@@ -164,6 +167,7 @@ def _decide_rows(
     embed: EmbedFunction | None,
     limits: ResourceLimits | None,
     cache: ComparisonCache,
+    workers: Workers,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The decision on each row, in the order of the source, and every leak.
 
@@ -182,27 +186,27 @@ def _decide_rows(
         both = pl.DataFrame([prompt, build_targets(rows, task.matcher).alias("target")])
         return both.select(pl.concat_str("text", "target", separator="\n", ignore_nulls=True)).to_series()
 
-    rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task))
+    rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), workers)
     rows = restore_to_floors(rows, spec.balance, held_out)
     ids = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
     # Steps compare rows. They run in this order, each over the rows that are still kept.
     rows, leaks = drop_contaminated(rows, held_out), pl.DataFrame(schema=LEAK_SCHEMA)
     if items is not None and items.height and spec.decontamination is not None:
-        rows, leaks = drop_leaks(rows, prompts, items, spec.decontamination, numbers, limits, cache)
+        rows, leaks = drop_leaks(rows, prompts, items, spec.decontamination, numbers, limits, cache, workers)
     rows = drop_duplicates(rows)
     ids = rows.select("ident", "prompt_id", "slice", content="compared")
     texts = CandidateTexts(ids, source, build_compared_text, ("messages", *answer_columns))
     if near is not None:
         keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-        rows = drop_near_duplicates(rows, texts, near, keep_numbers, limits, cache)
+        rows = drop_near_duplicates(rows, texts, near, keep_numbers, limits, cache, workers)
     if spec.dedup.semantic is not None:
         assert embed is not None, "dedup.semantic needs sentence embeddings"
-        rows = drop_semantic_duplicates(rows, prompts, embed, spec.dedup.semantic, limits, cache)
+        rows = drop_semantic_duplicates(rows, prompts, embed, spec.dedup.semantic, limits, cache, workers)
     if spec.balance.has_limits:
         rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
-        rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, cache)
+        rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, cache, workers)
     rows = rows.with_columns(_assign_splits(rows, spec), assign_parts(rows["prompt_id"]))
     return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.mask import needs_mask_expr
 from distill_dagster.curation.filters import Filter, map_in_batches, mark_dropped
 from distill_dagster.curation.task_view import TaskView
@@ -66,6 +67,7 @@ def build_slim_rows(
     task: TaskView,
     compared: Sequence[str] = (),
     extra: Sequence[str] = (),
+    workers: Workers = IN_PROCESS,
 ) -> pl.DataFrame:
     """A slim row of each candidate, in the order of the source.
 
@@ -94,7 +96,7 @@ def build_slim_rows(
             needs_mask_expr(filters).alias("masks"),
         )
 
-    parts = list(map_in_batches(source, build_rows)) or [build_rows(pl.DataFrame(schema=SCORED))]
+    parts = list(map_in_batches(source, build_rows, workers=workers)) or [build_rows(pl.DataFrame(schema=SCORED))]
     rows = pl.concat(parts)
     if "answer" not in extra:
         rows = rows.with_columns(_read_repeated_answers(rows["prompt_id"], source))

@@ -9,11 +9,13 @@ import polars as pl
 
 from distill_dagster.config.balance import BalanceSpec
 from distill_dagster.config.dedup import DecontaminationSpec, NearDuplicateSpec, SemanticDuplicateSpec
+from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.balance import OVER_CAP, balance_rows
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache, cluster_kept_rows
 from distill_dagster.curation.dataset.slim_rows import CandidateTexts
-from distill_dagster.curation.dedup.decontaminate import find_contamination
+from distill_dagster.curation.dedup.decontaminate import HIT_SCHEMA, find_contamination
 from distill_dagster.curation.dedup.folding import MinHashScheme
+from distill_dagster.curation.filters.run import map_in_batches
 
 if TYPE_CHECKING:
     from distill_dagster.core.embedding import EmbedFunction
@@ -45,6 +47,7 @@ def drop_leaks(
     keep_numbers: bool,
     limits: ResourceLimits | None = None,
     cache: ComparisonCache = NO_CACHE,
+    workers: Workers = IN_PROCESS,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Drop kept rows that contain or nearly equal a golden or dev row (`dedup.decontaminate`).
 
@@ -58,9 +61,15 @@ def drop_leaks(
     """
     settings = spec.model_dump()
 
-    def find(part: pl.LazyFrame) -> pl.DataFrame:
+    def find_in_part(part: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
         scheme = MinHashScheme(keep_numbers=keep_numbers)
         return find_contamination(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
+
+    def find(part: pl.LazyFrame) -> pl.DataFrame:
+        if not workers.is_remote:
+            return find_in_part(part)
+        hits = [pl.DataFrame(schema=HIT_SCHEMA), *map_in_batches(part, find_in_part, workers=workers)]
+        return pl.concat(hits).sort("id", maintain_order=True)
 
     cache_key = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
     found = cache.find_by_slice("leaks", cache_key, texts, find)
@@ -93,9 +102,10 @@ def drop_near_duplicates(
     keep_numbers: bool,
     limits: ResourceLimits | None = None,
     cache: ComparisonCache = NO_CACHE,
+    workers: Workers = IN_PROCESS,
 ) -> pl.DataFrame:
     """Drop kept rows whose text is near that of a better row."""
-    return _drop_clusters(rows, _find_near_pairs(texts, spec, keep_numbers, limits, cache), "near_duplicate")
+    return _drop_clusters(rows, _find_near_pairs(texts, spec, keep_numbers, limits, cache, workers), "near_duplicate")
 
 
 def merge_near_duplicates(
@@ -105,9 +115,10 @@ def merge_near_duplicates(
     keep_numbers: bool,
     limits: ResourceLimits | None = None,
     cache: ComparisonCache = NO_CACHE,
+    workers: Workers = IN_PROCESS,
 ) -> pl.DataFrame:
     """Give kept rows that are near each other one `text_key`, so that they get the same split."""
-    pairs = _find_near_pairs(texts, spec, keep_numbers, limits, cache)
+    pairs = _find_near_pairs(texts, spec, keep_numbers, limits, cache, workers)
     kept = rows.filter(_is_kept_expr()).select("ident", "text_key").sort("text_key", "ident")
     gone = cluster_kept_rows(pairs, kept.select("ident")).select("ident", "first")
     first = gone.join(kept.rename({"ident": "first", "text_key": "group"}), on="first").drop("first")
@@ -122,6 +133,7 @@ def drop_semantic_duplicates(
     spec: SemanticDuplicateSpec,
     limits: ResourceLimits | None = None,
     cache: ComparisonCache = NO_CACHE,
+    workers: Workers = IN_PROCESS,
 ) -> pl.DataFrame:
     """Drop kept rows whose prompt means the same as that of a better row; none in a table of more than `most_rows`."""
 
@@ -129,7 +141,9 @@ def drop_semantic_duplicates(
         from distill_dagster.curation.dedup.semantic import find_semantic_duplicates
 
         least, most = spec.threshold, spec.most_rows
-        found = find_semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
+        found = find_semantic_duplicates(
+            table, embed, id="ident", threshold=least, most_rows=most, limits=limits, workers=workers
+        )
         return pl.DataFrame(schema=_PAIR_SCHEMA) if found is None else found.pairs
 
     pairs = cache.find_in_all("semantic", spec.model_dump(), texts, find)
@@ -153,9 +167,10 @@ def _find_near_pairs(
     keep_numbers: bool,
     limits: ResourceLimits | None,
     cache: ComparisonCache,
+    workers: Workers,
 ) -> pl.DataFrame:
     scheme = MinHashScheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    return cache.find_near_pairs(texts, scheme, spec.threshold, limits)
+    return cache.find_near_pairs(texts, scheme, spec.threshold, limits, workers)
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:

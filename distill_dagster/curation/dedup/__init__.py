@@ -9,6 +9,7 @@ Which rows leave a dataset is not decided here but in `curation.dataset`. The ke
     signatures.py     run the kernel over batches in threads
     duplicates.py     exact and near-duplicates of one table: candidate pairs, verified pairs, clusters
     incremental.py    the same slice by slice, against all rows seen before
+    ray_duplicates.py the same on a Ray cluster
     semantic.py       pairs of rows with close sentence embeddings
     decontaminate.py  rows that contain golden or dev items
 """

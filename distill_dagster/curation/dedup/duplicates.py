@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +109,7 @@ def find_pairs(
     # Continue with one row per exact text, ordered by content, so that the result does not depend on the rows' order.
     places = first[np.argsort(signatures.exact[first])]
     places = places[signatures.words[places] >= np.uint32(max(scheme.min_words, 1))]
-    left, right = find_candidate_pairs([keys[places] for keys in signatures.keys], limits.threads)
+    left, right = find_candidate_pairs((keys[places] for keys in signatures.keys), limits.threads)
     left, right = places[left], places[right]
     if scheme.keep_numbers:
         same = signatures.numbers[left] == signatures.numbers[right]
@@ -139,24 +139,24 @@ def build_exact_pairs(repeats: pl.DataFrame) -> pl.DataFrame:
     ).cast(PAIR_SCHEMA)
 
 
-def find_candidate_pairs(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:
+def find_candidate_pairs(keys: Iterable[Array], threads: int = 1) -> tuple[Array, Array]:
     """The distinct pairs of places that share a key in any band, sorted, left < right."""
     pairs, pending = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)]
-    for band_pairs in map_in_threads(_find_band_pairs, keys, threads):
+    for band_pairs in map_in_threads(find_band_pairs, keys, threads):
         pending.append(band_pairs)
         if sum(part.size for part in pending) > MAX_PENDING_PAIRS:  # similar rows share keys in most bands
-            pairs, pending = _merge_pairs([pairs, *pending]), []
-    pairs = _merge_pairs([pairs, *pending])
+            pairs, pending = merge_pairs([pairs, *pending]), []
+    pairs = merge_pairs([pairs, *pending])
     return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _merge_pairs(pairs: list[Array]) -> Array:
+def merge_pairs(pairs: list[Array]) -> Array:
     """The distinct pairs, sorted. NumPy sorts plain numbers several times as fast as Polars sorts a frame."""
     merged = np.sort(np.concatenate(pairs))
     return merged[np.flatnonzero(np.diff(merged, prepend=np.uint64(0)))]  # no pair is 0, since left < right
 
 
-def _find_band_pairs(band: Array) -> Array:
+def find_band_pairs(band: Array) -> Array:
     """Pairs of places with the same key, each as one number (`pair_bucket_neighbors`)."""
     entry = np.sort((band.astype(np.uint64) << np.uint64(32)) | np.arange(band.size, dtype=np.uint64))
     frame = pl.DataFrame({"key": (entry >> np.uint64(32)).astype(np.uint32), "place": entry.astype(np.uint32)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import polars as pl
 
 from distill_dagster.core.embedding import EmbedFunction
 from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.core.workers import IN_PROCESS, Workers, map_parts
 from distill_dagster.curation.dedup.duplicates import (
     PAIR_SCHEMA,
     Duplicates,
@@ -37,6 +39,7 @@ def find_semantic_duplicates(
     threshold: float = 0.95,
     most_rows: int = MAX_SEMANTIC_ROWS,
     limits: ResourceLimits | None = None,
+    workers: Workers = IN_PROCESS,
 ) -> Duplicates | None:
     """Find clusters of rows whose embeddings have a cosine similarity of `threshold` or more.
 
@@ -46,6 +49,7 @@ def find_semantic_duplicates(
     Args:
         embed: embeds texts, such as the method `embed` of a sentence model in `distill_dagster.student`.
         most_rows: the largest table that is compared.
+        workers: compare blocks of embeddings.
 
     Returns:
         None if the table has more than `most_rows` rows.
@@ -73,7 +77,7 @@ def find_semantic_duplicates(
     close = pl.DataFrame(schema=PAIR_SCHEMA)
     if compared.height > 1:
         vectors = np.ascontiguousarray(embed(compared["text"].to_list()), dtype=np.float32)
-        left, right, similarity = find_close_pairs(vectors, threshold)
+        left, right, similarity = find_close_pairs(vectors, threshold, workers)
         a, b = (compared["place"].gather(places) for places in (left, right))
         close = pl.DataFrame({"a": a, "b": b, "similarity": similarity}).select(
             pl.min_horizontal("a", "b").alias("left"),
@@ -84,16 +88,24 @@ def find_semantic_duplicates(
     return cluster_pairs(pl.concat([exact, close.cast(PAIR_SCHEMA)]), ranking)
 
 
-def find_close_pairs(vectors: np.ndarray[Any, Any], threshold: float) -> tuple[np.ndarray[Any, Any], ...]:
+def find_close_pairs(
+    vectors: np.ndarray[Any, Any], threshold: float, workers: Workers = IN_PROCESS
+) -> tuple[np.ndarray[Any, Any], ...]:
     """Pairs of unit vectors (left < right) whose cosine is `threshold` or more: left, right and the rounded cosines."""
+    find = partial(_find_block_pairs, vectors=vectors, threshold=threshold)
+    parts = map_parts(workers, find, range(0, len(vectors), BLOCK_ROWS))
+    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+def _find_block_pairs(top: int, vectors: np.ndarray[Any, Any], threshold: float) -> tuple[np.ndarray[Any, Any], ...]:
+    """The close pairs of a block of vectors with itself and all blocks after it."""
     lefts, rights, cosines = [], [], []
-    for top in range(0, len(vectors), BLOCK_ROWS):
-        for start in range(top, len(vectors), BLOCK_ROWS):
-            block = vectors[top : top + BLOCK_ROWS] @ vectors[start : start + BLOCK_ROWS].T
-            left, right = np.nonzero(block >= threshold - 10.0**-COSINE_DIGITS)
-            cosine = np.minimum(np.round(block[left, right].astype(np.float64), COSINE_DIGITS), 1.0)
-            keep = (left + top < right + start) & (cosine >= threshold)
-            lefts.append(left[keep] + top)
-            rights.append(right[keep] + start)
-            cosines.append(cosine[keep])
+    for start in range(top, len(vectors), BLOCK_ROWS):
+        block = vectors[top : top + BLOCK_ROWS] @ vectors[start : start + BLOCK_ROWS].T
+        left, right = np.nonzero(block >= threshold - 10.0**-COSINE_DIGITS)
+        cosine = np.minimum(np.round(block[left, right].astype(np.float64), COSINE_DIGITS), 1.0)
+        keep = (left + top < right + start) & (cosine >= threshold)
+        lefts.append(left[keep] + top)
+        rights.append(right[keep] + start)
+        cosines.append(cosine[keep])
     return np.concatenate(lefts), np.concatenate(rights), np.concatenate(cosines)

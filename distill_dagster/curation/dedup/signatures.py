@@ -93,15 +93,18 @@ def sign_texts(texts: Iterable[pa.LargeStringArray], scheme: MinHashScheme, limi
         if wide.size:
             for whole, part in zip(out, run(*get_buffers(_fold_rows(batch, wide))), strict=True):
                 whole[..., wide] = part
-        return out
+        # Each band has memory of its own: while all batches are joined band by band, it is given back.
+        return *out[:3], [band.copy() for band in out[3]]
 
     parts = list(map_in_threads(sign_batch, texts, limits.threads))
     if not parts:
         nothing = np.zeros(0, np.uint64)
         return Signatures(nothing, nothing.astype(np.uint32), nothing, [nothing.astype(np.uint32)] * scheme.bands)
     exact, words, numbers = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    keys = [np.concatenate([part[3][band] for part in parts]) for band in range(scheme.bands)]
-    return Signatures(exact, words, numbers, keys)
+    batches = [list(part[3]) for part in parts]  # of each batch, the keys of each band
+    del parts
+    keys = [np.concatenate([batch.pop() for batch in batches]) for _ in range(scheme.bands)]
+    return Signatures(exact, words, numbers, keys[::-1])
 
 
 def shingle_texts(texts: Iterable[pa.LargeStringArray], ngram: int, limits: ResourceLimits) -> Shingles:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.filters.settings import collect_scorers
 from distill_dagster.curation.scores import add_scores
@@ -78,9 +79,15 @@ def filter_rows(
 
 
 def map_in_batches(
-    rows: pl.LazyFrame, work: Callable[[pl.DataFrame], pl.DataFrame], batch_rows: int = FILTER_BATCH_ROWS
+    rows: pl.LazyFrame,
+    work: Callable[[pl.DataFrame], pl.DataFrame],
+    batch_rows: int = FILTER_BATCH_ROWS,
+    workers: Workers = IN_PROCESS,
 ) -> Iterator[pl.DataFrame]:
     """The result of `work` for each batch of a query, in order."""
+    if workers.is_remote:
+        yield from workers.map(work, rows.collect_batches(chunk_size=batch_rows, maintain_order=True))
+        return
     # Two batches at a time: Python code of one runs next to compiled code of the other.
     with ThreadPoolExecutor(2) as pool:
         running: deque[Future[pl.DataFrame]] = deque()

@@ -28,6 +28,7 @@ from distill_dagster.pipeline.distillation_cost import measure_teacher_use
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.pipeline.student_speed import WARM_UP_CALLS, time_alone, time_load, track_peak_memory
+from distill_dagster.pipeline.worker_predictions import PART_PROMPTS, StudentSource, WorkerPredictor
 from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_held_out_prompts, build_messages, compute_prompt_id
 from distill_dagster.student.predict import build_centroid_predictor, build_linear_probe_predictor, load_predictor
@@ -142,7 +143,9 @@ def _build_teacher_rows(
     return rows, facts
 
 
-def predict_rows(kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem]) -> list[dict[str, Any]]:
+def predict_rows(
+    kind: Kind, system: str, predictor: Predictor | WorkerPredictor, items: list[EvaluationItem]
+) -> list[dict[str, Any]]:
     """Predict all items with a student, in batches. An answer that it writes is parsed like a teacher's."""
     rows = []
     for item, p in zip(items, predictor.predict([i.prompt for i in items]), strict=True):
@@ -157,15 +160,23 @@ def predict_rows(kind: Kind, system: str, predictor: Predictor, items: list[Eval
 
 
 def predict_and_time(
-    kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem], latency_items: int
+    kind: Kind,
+    system: str,
+    predictor: Predictor,
+    items: list[EvaluationItem],
+    latency_items: int,
+    on_workers: WorkerPredictor | None = None,
 ) -> tuple[list[dict[str, Any]], Speed]:
     """Predict all items in batches. Then time the first golden items one by one, and golden items under load.
 
     Load is timed for the systems that somebody may serve. The others have the same model as one of them.
+
+    Args:
+        on_workers: predicts in batches in place of `predictor`. Speed in batches is that of one worker then.
     """
     started = time.perf_counter()
-    rows = predict_rows(kind, system, predictor, items)
-    in_batches = len(items) / (time.perf_counter() - started)
+    rows = predict_rows(kind, system, on_workers or predictor, items)
+    in_batches = len(items) / (on_workers.seconds if on_workers else time.perf_counter() - started)
     golden = [n for n, item in enumerate(items) if item.split == "golden"]
     prompts = [items[n].prompt for n in golden]
     alone = time_alone(predictor, prompts[:latency_items])
@@ -216,7 +227,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         systems.append((LINEAR_PROBE, None))
     for number, (system, adapter) in enumerate(systems):
         progress.report_progress(f"predicting with {system}", number, len(systems))
-        model = SENTENCE_MODEL
+        model, on_workers = SENTENCE_MODEL, None
         with track_peak_memory() as peak:
             if system == CENTROID:
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
@@ -229,7 +240,11 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
                 own = spec.without_reasoning() if system == "slice_label" else task.students[name]
                 model = own.model
                 predictor = load_predictor(own, task.labels, settings, env.models, folder)
-            answered, speed = predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
+                if env.workers.is_remote and len(items) > PART_PROMPTS:
+                    source = StudentSource(own, task.labels, settings, env.models, folder)
+                    on_workers = WorkerPredictor(source, env.workers)
+            latency_items = task.evaluation.latency_items
+            answered, speed = predict_and_time(kind, system, predictor, items, latency_items, on_workers)
             rows += answered
         facts[system] = {
             "model": model,

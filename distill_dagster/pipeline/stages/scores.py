@@ -96,7 +96,8 @@ def add_task_scores(inputs: StageInputs, candidates: pl.DataFrame, completions: 
     rows = candidates.join(
         _select_chosen_samples(completions), on=_SAMPLE_KEY, how="left", nulls_equal=True, maintain_order="left"
     )
-    scored = add_scores(rows, scorers, TaskView.from_task(task), before, _find_usable_scorers(record, task))
+    known = _find_usable_scorers(record, task)
+    scored = add_scores(rows, scorers, TaskView.from_task(task), before, known, env.workers)
     return conform_to_schema(scored.drop("finish_reason", "completion_tokens"), SCORED, ("prompt_id",))
 
 
