@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distill_dagster.config.deployment import DeploymentSpec, LakeSpec
+from distill_dagster.config.deployment import DeploymentSpec, LakeSpec, TeacherLimitsSpec
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.tasks.unknown_fields import REFERENCE
@@ -46,12 +46,25 @@ def read_deployment() -> DeploymentSpec:
     return spec
 
 
+def find_teacher_limits(model: str) -> TeacherLimitsSpec:
+    """The limits of a teacher for the whole deployment. `model` is as in task.yaml. By default there are none."""
+    return read_deployment().teachers.get(model, TeacherLimitsSpec())
+
+
 def _read_file(path: Path) -> DeploymentSpec:
     problems: list[Problem] = []
     value, tree = read_yaml(path, problems)
     if not problems:
         try:
-            return DeploymentSpec.model_validate(value if value is not None else {})
+            return _resolve_paths(path, DeploymentSpec.model_validate(value if value is not None else {}))
         except ValidationError as error:
             problems = convert_validation_error(path, error, DeploymentSpec, lambda location: find_line(tree, location))
     raise InputError([replace(p, remedy=p.remedy.replace(REFERENCE, DEPLOYMENT_REFERENCE)) for p in problems])
+
+
+def _resolve_paths(path: Path, spec: DeploymentSpec) -> DeploymentSpec:
+    """Make the paths in a deployment file absolute: they are relative to the file."""
+    if spec.runs.workspace is None:
+        return spec
+    workspace = str(path.parent / Path(spec.runs.workspace).expanduser())
+    return spec.model_copy(update={"runs": spec.runs.model_copy(update={"workspace": workspace})})

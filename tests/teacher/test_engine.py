@@ -26,6 +26,7 @@ from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.formatting import format_time
 from distill_dagster.teacher.completions.engine import CompletionEngine, get_limits
 from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.pacing import BURST_S
 from distill_dagster.teacher.completions.pauses import PauseStore
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import attempts, event_loop, rate_limits
@@ -358,19 +359,19 @@ def test_what_a_status_means_for_retries_and_the_bill(
 
 
 def test_requests_per_minute(engine: Make, provider: FakeProvider) -> None:
-    one = engine(requests_per_minute=600, concurrency=64)  # ten a second, thirty at once
+    one = engine(requests_per_minute=1200, concurrency=64)
     started = time.monotonic()
-    assert came(answers(one, [str(n) for n in range(50)])) == 50
-    assert time.monotonic() - started > 1.8
+    assert came(answers(one, [str(n) for n in range(30)])) == 30
+    assert time.monotonic() - started > 29 * 60 / 1200 - BURST_S
 
 
 def test_tokens_per_minute(engine: Make, provider: FakeProvider) -> None:
     one = engine(concurrency=64)
     tokens = compute_worst_case(request("10", one), one.price).tokens
-    slow = engine(tokens_per_minute=600 * tokens, concurrency=64, timeout_s=59)  # ten a second, 150 at once
+    slow = engine(tokens_per_minute=1200 * tokens, concurrency=64, timeout_s=59)
     started = time.monotonic()
-    assert came(answers(slow, [str(n) for n in range(10, 170)])) == 160
-    assert time.monotonic() - started > 0.8
+    assert came(answers(slow, [str(n) for n in range(10, 40)])) == 30
+    assert time.monotonic() - started > 29 * 60 / 1200 - BURST_S
 
 
 ASKS = """

@@ -15,8 +15,11 @@ from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.redaction import list_credentials
-from distill_dagster.teacher.completions.batches import BatchPendingError, BatchRunner, describe_open_batch
+from distill_dagster.tasks.deployment_file import find_teacher_limits
+from distill_dagster.teacher.completions.batches import BatchRunner
+from distill_dagster.teacher.completions.grants import SLEEP_STEP_S, wait_for_grant
 from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
+from distill_dagster.teacher.completions.pacing import build_pace, note_wait
 from distill_dagster.teacher.completions.pauses import PauseStore
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.completions.store_writer import StoreWriter
@@ -33,19 +36,16 @@ from distill_dagster.teacher.providers.attempts import (
 from distill_dagster.teacher.providers.client import Endpoint, ask_once, redact_error
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import WorstCase, compute_worst_case, find_price
-from distill_dagster.teacher.providers.rate_limits import REPORT_INTERVAL_S, ProviderLimits
+from distill_dagster.teacher.providers.rate_limits import ProviderLimits
 from distill_dagster.teacher.providers.responses import build_filtered_response
+from distill_dagster.teacher.providers.transport import is_direct
 
 ResponseCheck = Callable[[Response], None]
 """Raises a `TeacherError` for a response that must not be stored, because asking again may return a better one."""
 OVERLOAD_RETRY_FACTOR = 4
 """Overload is not the fault of the request, so it is retried this many times as often as other errors."""
-SLEEP_STEP_S = 1.0
-"""A request that waits for its next attempt looks this often whether the asking has stopped meanwhile."""
-_WAITING_FOR = {
-    "elsewhere": "waiting for another process, which is sending the same requests",
-    "full": "waiting for requests under way, whose worst case fills the budget",
-}
+NEWS_S = 0.5
+"""Other processes hear of a wait if it is this much longer than the one that they know."""
 MIN_REPORTED_WAIT_S = 3.0
 """A shorter pause that a teacher asks for is not worth a word."""
 MAX_REASON_CHARS = 80
@@ -92,7 +92,9 @@ class CompletionEngine:
         """The cost of this engine's requests, as far as their price is known."""
         self.unknown_costs = 0
         self.price = find_price(spec) if self.account.budget.has_usd_cap or not spec.is_embedded else None
-        self._count_tokens = self.account.budget.has_caps or spec.tokens_per_minute is not None
+        self._pace = None if spec.is_free else build_pace(spec, find_teacher_limits(spec.model))
+        limits_tokens = self._pace is not None and self._pace.tokens_per_minute is not None
+        self._count_tokens = self.account.budget.has_caps or limits_tokens
         if self.account.budget.has_usd_cap and self.price is None and not spec.is_free:
             raise TeacherError(
                 f"budget.usd caps the cost of {spec.model}, but its price is not known. Declare teacher.price "
@@ -257,11 +259,16 @@ class CompletionEngine:
         """Reserve the worst case, send the request once, and settle what it took."""
         writer = self._writer = self._writer or StoreWriter(self.store)
         limits = get_limits(self.endpoint, self.spec)
-        async with limits.acquire_slot(worst.tokens):
-            reservation = Reservation(request.key, self.account, self.spec.model, worst, self.spec.timeout_s)
-            if (stored := await self._wait_for_grant(writer, reservation)) is not None:
+        if not is_direct(self.endpoint):
+            import litellm  # noqa: F401  # takes seconds, so before a send time is taken
+        async with limits.acquire_slot():
+            wanted = Reservation(
+                request.key, self.account, self.spec.model, worst, self.spec.timeout_s, pace=self._pace
+            )
+            reservation = await wait_for_grant(self.store, writer, limits, wanted, self._check_stopped)
+            if reservation is None:
                 self.cached += 1
-                return stored
+                return self.store.get([request.key])[request.key]
             self.calls += 1
             sent_at = time()
             in_full = Settlement(reservation.id, "lost")
@@ -310,12 +317,15 @@ class CompletionEngine:
         """Send less if the teacher is overloaded. Returns an error if it asks for more time than requests wait."""
         if not error.retry or not (error.overload or error.wait_s):
             return None
+        known_s = limits.closed_s
         too_long = limits.note_overload(error.wait_s)
         if error.wait_s is None:
             return None
         if not too_long:
+            reason = redact_error(str(error), self.endpoint)[:MAX_REASON_CHARS]
+            if self._pace is not None and limits.closed_s > known_s + NEWS_S:
+                note_wait(self.store.database, self._pace.provider, error.wait_s, reason)
             if error.wait_s >= MIN_REPORTED_WAIT_S:
-                reason = redact_error(str(error), self.endpoint)[:MAX_REASON_CHARS]
                 progress.report_wait(f"{self.spec.model} asks for {error.wait_s:.0f} s without requests ({reason})")
             return None
         pause = TeacherPausedError(self.spec.model, error.wait_s, redact_error(str(error), self.endpoint))
@@ -323,35 +333,9 @@ class CompletionEngine:
         PauseStore(self.store).note(self.spec, pause)
         return pause
 
-    async def _wait_for_grant(self, writer: StoreWriter, reservation: Reservation) -> Response | None:
-        """Wait until the attempt may be sent. Returns the answer if another process stored it meanwhile.
-
-        Raises:
-            BudgetError: a cap is reached.
-            BatchPendingError: an open batch contains the request.
-        """
-        started = reported_at = time()
-        while True:
-            if self._stopped is not None:
-                raise self._stopped
-            decision = await writer.reserve(reservation)
-            match decision.kind:
-                case "granted":
-                    return None
-                case "stored":
-                    return self.store.get([reservation.key])[reservation.key]
-                case "over":
-                    raise BudgetError(
-                        f"{decision.reason}. Raise the cap in task.yaml or of the command, and run again. Stored "
-                        f"answers are kept."
-                    )
-                case "batch" if message := describe_open_batch(self.store, reservation.key, self.spec.model):
-                    raise BatchPendingError(message)
-                case _:
-                    if (waiting_for := _WAITING_FOR.get(decision.kind)) and time() - reported_at > REPORT_INTERVAL_S:
-                        reported_at = time()
-                        progress.report_progress(f"{waiting_for} ({reported_at - started:.0f} s)", 0, 0)
-                    await writer.wait_for_settlement()
+    def _check_stopped(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
 
     def _count(self, response: Response) -> float | None:
         """Count the tokens and the cost of what came. Returns the cost in USD, or None if it is unknown."""

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from distill_dagster.config import BudgetSpec
 from distill_dagster.core.processes import get_process_name, is_process_gone
+from distill_dagster.teacher.completions.pacing import Pace, Schedule, Wait, read_schedule
 from distill_dagster.teacher.providers.prices import WorstCase
 
 METADATA = sa.MetaData()
@@ -63,6 +64,11 @@ class Account:
     budget: BudgetSpec = NO_CAP
 
 
+def build_reservation_id() -> str:
+    """A new id for a row of the ledger."""
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True)
 class Reservation:
     """One attempt at a request that asks for permission to be sent."""
@@ -73,23 +79,32 @@ class Reservation:
     worst: WorstCase
     lease_s: float
     mode: str = "online"
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    pace: Pace | None = None
+    """The limits that all processes share. None for a teacher without a provider, and for batches."""
+    id: str = field(default_factory=build_reservation_id)
 
 
 @dataclass(frozen=True)
 class Decision:
     """Whether an attempt may be sent.
 
-    - `granted`: the attempt may be sent.
+    - `granted`: the attempt may be sent, at `send_at`.
     - `stored`: the store has the answer by now.
     - `elsewhere`: another process is sending the same request.
     - `batch`: an open batch contains the same request.
     - `full`: reservations leave no room; there may be room when they are settled.
     - `over`: the cap is reached.
+    - `busy`: all processes together send as many requests as the deployment allows.
+    - `later`: the next send times are taken; ask again in `wait_s`.
+    - `closed`: the provider asked one of the processes to wait, for `wait_s` from now.
+
+    `send_at` is by this process's monotonic clock; None stands for at once.
     """
 
-    kind: Literal["granted", "stored", "elsewhere", "batch", "full", "over"]
+    kind: Literal["granted", "stored", "elsewhere", "batch", "full", "over", "busy", "later", "closed"]
     reason: str = ""
+    send_at: float | None = None
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,18 +230,25 @@ def reserve_attempts(
     """
     blocked = _find_blocked(connection, {reservation.key for reservation in reservations}, completions)
     rooms: dict[tuple[str, str, BudgetSpec], _BudgetRoom] = {}
+    turns: dict[str, _Turns] = {}
     decisions, rows = [], []
     now, month = datetime.now(UTC).isoformat(timespec="milliseconds"), get_current_month()
     for reservation in reservations:
-        account, refusal = reservation.account, blocked.get(reservation.key)
-        if refusal is None and account.budget.has_caps:
+        account, pace = reservation.account, reservation.pace
+        decision = blocked.get(reservation.key, Decision("granted"))
+        if decision.kind == "granted" and account.budget.has_caps:
             place = (account.task, account.campaign, account.budget)
             if place not in rooms:
                 rooms[place] = _BudgetRoom(connection, account)
-            refusal = rooms[place].take(reservation.worst)
-        decisions.append(refusal or Decision("granted"))
-        if refusal is not None:
+            decision = rooms[place].take(reservation.worst) or decision
+        if decision.kind == "granted" and pace is not None:  # last, so that no send time is lost to a refusal
+            if pace.provider not in turns:
+                turns[pace.provider] = _Turns(connection, pace, reservation.teacher)
+            decision = turns[pace.provider].take(pace, reservation.worst.tokens)
+        decisions.append(decision)
+        if decision.kind != "granted":
             continue
+        ahead_s = max(0.0, decision.send_at - time.monotonic()) if decision.send_at is not None else 0.0
         rows.append(
             {
                 "id": reservation.id,
@@ -241,12 +263,14 @@ def reserve_attempts(
                 "worst_tokens": reservation.worst.tokens,
                 "worst_usd": reservation.worst.usd,
                 "owner": get_process_name(),
-                "lease_until": time.time() + reservation.lease_s + LEASE_SLACK_S,
+                "lease_until": time.time() + ahead_s + reservation.lease_s + LEASE_SLACK_S,
                 "reserved_at": now,
             }
         )
     if rows:
         connection.execute(sa.insert(LEDGER), rows)
+    for turn in turns.values():
+        turn.write()
     return decisions
 
 
@@ -292,6 +316,34 @@ def _find_blocked(connection: sa.Connection, keys: set[str], completions: sa.Tab
         answered = connection.scalars(sa.select(completions.c.request_key).where(completions.c.request_key.in_(chunk)))
         blocked |= dict.fromkeys(answered, Decision("stored"))
     return blocked
+
+
+class _Turns:
+    """Whose turn it is to ask a provider, within one transaction."""
+
+    def __init__(self, connection: sa.Connection, pace: Pace, teacher: str) -> None:
+        self._schedule: Schedule | None = read_schedule(connection, pace)
+        self._under_way = 0
+        if pace.concurrency is not None:
+            is_open = sa.and_(LEDGER.c.state == "reserved", LEDGER.c.mode != "batch", LEDGER.c.teacher == teacher[:200])
+            count = sa.select(sa.func.count()).select_from(LEDGER).where(is_open)
+            self._under_way = connection.execute(count).scalar_one()
+
+    def take(self, pace: Pace, tokens: int) -> Decision:
+        """Take a turn for one request, or say why there is none."""
+        if pace.concurrency is not None and self._under_way >= pace.concurrency:
+            return Decision("busy")
+        found = self._schedule.take(pace, tokens) if self._schedule is not None else None
+        if isinstance(found, Wait):
+            kind: Literal["later", "closed"] = "later" if found.reason is None else "closed"
+            return Decision(kind, found.reason or "", wait_s=found.seconds)
+        self._under_way += 1
+        return Decision("granted", send_at=found)
+
+    def write(self) -> None:
+        """Write the send times that were taken."""
+        if self._schedule is not None:
+            self._schedule.write()
 
 
 class _BudgetRoom:

@@ -1,4 +1,7 @@
-"""Notes on teachers that asked for a long pause, in the completion store's database. A refresh waits until it ends."""
+"""Notes on teachers that asked for a long pause, in the completion store's database. A refresh waits until it ends.
+
+Other processes that ask the teacher now hear of it through `pacing`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sqlalchemy as sa
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.databases import insert_if_new
 from distill_dagster.core.formatting import format_seconds, format_time
-from distill_dagster.core.hashing import hash_content
+from distill_dagster.teacher.completions.pacing import PACING, clear_wait, hash_provider, note_wait
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.attempts import TeacherPausedError
 
@@ -45,14 +48,15 @@ class PauseStore:
 
     def __init__(self, store: CompletionStore) -> None:
         self._engine = store.database
-        store.create_tables(_PAUSES)
+        store.create_tables(_PAUSES, PACING)
 
     def note(self, spec: TeacherSpec, error: TeacherPausedError) -> None:
         """Note the pause that a teacher asked for, in place of an earlier one."""
-        values = {"teacher": _hash_teacher(spec), "model": spec.model, "until": error.until, "reason": error.reason}
+        values = {"teacher": hash_provider(spec), "model": spec.model, "until": error.until, "reason": error.reason}
         with self._engine.begin() as connection:
             connection.execute(_PAUSES.delete().where(_PAUSES.c.teacher == values["teacher"]))
             connection.execute(insert_if_new(self._engine, _PAUSES), [values | {"noted_at": time.time()}])
+        note_wait(self._engine, values["teacher"], error.until - time.time(), error.reason)
 
     def find(self, spec: TeacherSpec) -> Pause | None:
         """The pause of a teacher that has not ended, or None."""
@@ -60,10 +64,11 @@ class PauseStore:
 
     def clear(self, spec: TeacherSpec, before: float) -> None:
         """Delete the pause of a teacher that was noted before this time: the teacher has answered since."""
-        own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.noted_at < before)
+        own = sa.and_(_PAUSES.c.teacher == hash_provider(spec), _PAUSES.c.noted_at < before)
         with self._engine.begin() as connection:
             if connection.execute(sa.select(_PAUSES.c.teacher).where(own)).first():
                 connection.execute(_PAUSES.delete().where(own))
+        clear_wait(self._engine, hash_provider(spec), before)
 
 
 def find_noted_pause(store: CompletionStore, spec: TeacherSpec) -> Pause | None:
@@ -73,11 +78,7 @@ def find_noted_pause(store: CompletionStore, spec: TeacherSpec) -> Pause | None:
 
 def _find_pause(engine: sa.Engine, spec: TeacherSpec) -> Pause | None:
     columns = _PAUSES.c.model, _PAUSES.c.until, _PAUSES.c.reason, _PAUSES.c.noted_at
-    own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.until > time.time())
+    own = sa.and_(_PAUSES.c.teacher == hash_provider(spec), _PAUSES.c.until > time.time())
     with engine.connect() as connection:
         row = connection.execute(sa.select(*columns).where(own)).first()
     return Pause(*row) if row else None
-
-
-def _hash_teacher(spec: TeacherSpec) -> str:
-    return hash_content([spec.model, spec.api_base, spec.api_key_env])

@@ -44,6 +44,7 @@ from distill_dagster.teacher.completions.ledger import (
     sum_budget_usage,
     sum_spending,
 )
+from distill_dagster.teacher.completions.pacing import PACING
 from distill_dagster.teacher.providers.attempts import UnusableAnswerError
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.finish_reasons import normalize_finish_reason
@@ -90,7 +91,7 @@ class CompletionStore:
         self._sqlite = self._engine.dialect.name == "sqlite"
         # Reservations need not survive a power failure, so they do not wait for the disk.
         self._quick = sa.create_engine(url, connect_args=arguments) if self._sqlite else self._engine
-        self._expired_at = 0.0
+        self._expired_at, self._has_pacing = 0.0, False
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_sqlite_pragmas)
             sa.event.listen(self._quick, "connect", _set_quick_pragmas)
@@ -202,6 +203,9 @@ class CompletionStore:
         Returns:
             The decisions, in the order of `reservations`.
         """
+        if not self._has_pacing and any(reservation.pace is not None for reservation in reservations):
+            self.create_tables(PACING)
+            self._has_pacing = True
         rows = [_build_row(key, response) for key, response in answers.items()]
         bad_rows = [_build_row(key, e.answer) | {"reason": str(e)} for key, e in (unusable or {}).items()]
         with (self._engine if rows or bad_rows else self._quick).begin() as connection:

@@ -1,4 +1,4 @@
-"""Limits on the requests to one provider: concurrency that adapts to overload, requests and tokens per minute."""
+"""Limits of this process on the requests to one provider: concurrency that adapts to overload, waits and pauses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from aiolimiter import AsyncLimiter
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import progress
@@ -26,18 +24,11 @@ SHRINK_COOLDOWN_S = 1.0
 """Ignore refusals of requests that were sent before the concurrency last shrank."""
 
 
-def _build_rate_limiter(limit: int | None, buckets: int) -> AsyncLimiter | None:
-    if limit is None:
-        return None
-    burst = max(1.0, limit / buckets)
-    return AsyncLimiter(burst, 60 * burst / limit)
-
-
 class ProviderLimits:
     """Limits that all requests of this process to one provider share.
 
     The concurrency halves on overload and recovers (additive increase, multiplicative decrease, as in TCP: Chiu and
-    Jain 1989). The declared requests and tokens per minute hold as well.
+    Jain 1989). The store's database has what all processes share, such as the requests and tokens per minute.
     """
 
     def __init__(self, spec: TeacherSpec) -> None:
@@ -50,26 +41,17 @@ class ProviderLimits:
         self._refused_since: float | None = None
         """When the teacher first asked to wait, without an answer since then."""
         self._pause: TeacherPausedError | None = None
-        # A bucket for a whole minute would allow twice the limit in the first minute: the full bucket and its refill.
-        self._requests = _build_rate_limiter(spec.requests_per_minute, buckets=20)
-        self._tokens = _build_rate_limiter(spec.tokens_per_minute, buckets=4)
 
     @asynccontextmanager
-    async def acquire_slot(self, tokens: int) -> AsyncIterator[None]:
-        """Wait until a request of at most `tokens` tokens may be sent, and hold its slot for the block.
+    async def acquire_slot(self) -> AsyncIterator[None]:
+        """Wait until one more request may be under way, and hold its slot for the block.
 
         Raises:
             TeacherPausedError: the teacher asked for a pause that no request waits for.
         """
         await self._enter()
         try:
-            self.refuse_in_pause()
-            await self._wait_until_open()
-            if self._requests is not None:
-                await self._requests.acquire()
-            if self._tokens is not None:
-                await self._tokens.acquire(min(tokens, self._tokens.max_rate))
-            self.refuse_in_pause()
+            await self.wait_until_open()
             yield
         finally:
             self.busy -= 1
@@ -86,16 +68,37 @@ class ProviderLimits:
 
     def report_wait(self) -> None:
         """Tell the listener how long nothing is sent because the teacher asked to wait, at most every few seconds."""
-        wait, now = self._closed_until - time.monotonic(), time.monotonic()
+        wait, now = self.closed_s, time.monotonic()
         if wait > 0 and now - self._reported_at > REPORT_INTERVAL_S:
             self._reported_at = now
             progress.report_progress(f"the teacher asks to wait {wait:.0f} s", 0, 0)
 
-    async def _wait_until_open(self) -> None:
-        while (wait := self._closed_until - time.monotonic()) > 0:
+    async def wait_until_open(self) -> None:
+        """Wait as long as the teacher asked for.
+
+        Raises:
+            TeacherPausedError: the teacher asked for a pause that no request waits for.
+        """
+        self.refuse_in_pause()
+        while (wait := self.closed_s) > 0:
             self.report_wait()
             await asyncio.sleep(min(wait, WAIT_STEP_S))
             self.refuse_in_pause()
+
+    async def wait_for_send_time(self, send_at: float | None, late_s: float) -> bool:
+        """Wait until a send time by the monotonic clock, and as long as the teacher asked for. None: at once.
+
+        Returns:
+            Whether the request may be sent. If the send time is more than `late_s` ago, it needs another one.
+
+        Raises:
+            TeacherPausedError: the teacher asked for a pause that no request waits for.
+        """
+        while send_at is not None and (wait := send_at - time.monotonic()) > 0:
+            await asyncio.sleep(min(wait, WAIT_STEP_S))
+            self.refuse_in_pause()
+        await self.wait_until_open()
+        return send_at is None or time.monotonic() - send_at <= late_s
 
     async def _enter(self) -> None:
         if self.busy < int(self.width) and not self._waiting:
@@ -133,8 +136,17 @@ class ProviderLimits:
             self._refused_since = now
         if now + wait_s - self._refused_since > MAX_WAIT_S:
             return True
-        self._closed_until = max(self._closed_until, now + wait_s)
+        self.close(wait_s)
         return False
+
+    @property
+    def closed_s(self) -> float:
+        """For how many seconds nothing is sent because the teacher asked to wait."""
+        return max(0.0, self._closed_until - time.monotonic())
+
+    def close(self, wait_s: float) -> None:
+        """Send nothing for `wait_s` seconds."""
+        self._closed_until = max(self._closed_until, time.monotonic() + wait_s)
 
     def pause(self, error: TeacherPausedError) -> None:
         """Refuse all requests with this error until its pause is over. Of several pauses the longest counts."""
