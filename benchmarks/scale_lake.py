@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -28,11 +29,13 @@ from distill_dagster.pipeline.open_lake import build_lake
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.object_lake.lake import ObjectLake
+from distill_dagster.tables.object_lake.pointers import Pointer, StoredVersion, map_in_threads
 from distill_dagster.tables.schemas import PROMPT_CONTEXT, build_frame
 from tests.support.object_store import BUCKET, CREDENTIALS, FaultyProxy, inject_often, run_object_store
 
 TASK, STUDENT = "support_triage", "minilm"
 RUNS, QUICK_RUNS = 200, 20
+SLICES, QUICK_SLICES = 1_000, 50
 FAULTY_EVERY = 7
 READERS = ("one", "two")
 
@@ -86,6 +89,30 @@ def measure_runs(scratch: Path, server: FaultyProxy) -> dict[str, float]:
     figures["lake_same_hash"] = len(versions) == 1
     for step in ("run", "edit"):
         figures[f"lake_{step}_ratio"] = figures[f"lake_s3_{step}_s"] / figures[f"lake_local_{step}_s"]
+    return figures
+
+
+def measure_records(scratch: Path, server: FaultyProxy, slices: int) -> dict[str, float]:
+    """Seconds and requests for the records of so many slices, which is what status needs: first, again, and on a new machine."""
+    stages = ("seed_prompts", "teacher_completions", "scored_completions", "judged")
+
+    def put(lake: ObjectLake, stage: str, number: int) -> None:
+        key = f"s{number:05}"
+        record = ArtifactRecord(stage, key, f"{number:064}", "1", {f"slice_files[{key}]": "0" * 64}, 5)
+        version = StoredVersion(f"objects/task/{stage}/{key}/v", {}, asdict(record))
+        lake.bucket.put(f"pointers/task/{stage}/{key}.json", Pointer(version).to_bytes())
+
+    lake = ObjectLake(f"s3://{BUCKET}/many", scratch / "many", scratch / "reports", 2**28)
+    map_in_threads(lambda one: put(lake, *one), [(stage, n) for stage in stages for n in range(slices)])
+    figures = {"lake_slices_listed": float(slices)}
+    for name in ("first", "again", "elsewhere"):
+        if name == "elsewhere":
+            lake = ObjectLake(f"s3://{BUCKET}/many", scratch / "elsewhere", scratch / "reports", 2**28)
+        server.counts.clear()
+        started = time.perf_counter()
+        assert len(lake.list_records("task")) == slices * len(stages)
+        figures[f"lake_records_{name}_s"] = time.perf_counter() - started
+        figures[f"lake_records_{name}_requests"] = server.counts.total()
     return figures
 
 
@@ -165,8 +192,9 @@ def serve_objects() -> Iterator[FaultyProxy]:
 
 
 def measure(quick: bool, scratch: Path) -> dict[str, float]:
-    """All figures of this part; with `quick` a tenth of the runs under faults."""
+    """All figures of this part; with `quick` a tenth of the runs under faults, and 50 slices."""
     with serve_objects() as server:
         figures = count_torn_reads(scratch, server, QUICK_RUNS if quick else RUNS)
+        figures |= measure_records(scratch, server, QUICK_SLICES if quick else SLICES)
         figures |= measure_runs(scratch, server)
     return {name: round(value, 3) for name, value in figures.items()}

@@ -23,7 +23,7 @@ from distill_dagster.pipeline.shared_releases import (
 from distill_dagster.release.registry import Registry, verify_release
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord, Lake
-from distill_dagster.tables.object_lake import garbage
+from distill_dagster.tables.object_lake import garbage, pointers
 from distill_dagster.tables.object_lake.bucket import Bucket
 from distill_dagster.tables.object_lake.cache import OBJECTS
 from distill_dagster.tables.object_lake.garbage import remove_garbage
@@ -271,6 +271,19 @@ def test_records_of_many_artifacts_take_few_requests(open_lake: OpenLake, store:
     store.counts.clear()
     assert other.list_records(TASK) == records
     assert store.counts["GET"] == 2
+
+
+def test_a_new_machine_reads_many_pointers_at_once(
+    open_lake: OpenLake, store: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pointers, "SHARE_FROM", 3)
+    lake = open_lake("one")
+    records = {f"{ASSET}[s{i}]": write(lake, str(i), partition=f"s{i}") for i in range(4)}
+    assert open_lake("other").list_records(TASK) == records
+    records[f"{ASSET}[s3]"] = write(lake, "new", partition="s3")
+    store.counts.clear()
+    assert open_lake("third").list_records(TASK) == records
+    assert store.counts["GET"] == 3  # what others read, the listing, and the one that changed since
 
 
 def test_garbage_is_what_no_pointer_names_and_is_old(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,7 +18,9 @@ from distill_dagster.core.files import write_atomically
 from distill_dagster.core.hashing import hash_file
 from distill_dagster.tables.object_lake.bucket import Bucket, LakeError, ObjectChangedError
 
-POINTERS = "pointers"
+POINTERS, SNAPSHOTS = "pointers", "snapshots"
+SHARE_FROM = 100
+"""Pointers that a process had to read one by one, from which on it shares them with new machines."""
 FORMAT = 1
 """The version of pointer objects. A pointer of a later version is not read."""
 REPLACE_ATTEMPTS = 5
@@ -100,12 +103,17 @@ class Pointers:
         return None if found is None else Pointer.from_bytes(*found, key)
 
     def read_all(self, prefix: str) -> dict[str, Pointer]:
-        """All pointers below a prefix by key: one request per 1,000 of them, and one for each that changed since."""
-        kept_file = self.cache / f"{prefix.strip('/').replace('/', '.')}.json"
-        try:
-            kept: dict[str, list[str]] = json.loads(kept_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            kept = {}
+        """All pointers below a prefix by key: one request per 1,000 of them, and one for each that changed since.
+
+        What was read before is in a local file, for a new machine in one object. Both may be old: the listing tells.
+        """
+        name = f"{prefix.strip('/').replace('/', '.')}.json"
+        kept_file, kept_object = self.cache / name, f"{SNAPSHOTS}/{name}"
+        kept: dict[str, list[str]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            kept = json.loads(kept_file.read_text(encoding="utf-8"))
+        if not kept and (shared := self.bucket.read(kept_object)) is not None:
+            kept = json.loads(shared[0])
         now: dict[str, list[str]] = {}
         changed: list[str] = []
         for listed in self.bucket.list_objects(prefix):
@@ -116,8 +124,11 @@ class Pointers:
         for key, found in zip(changed, map_in_threads(self.bucket.read, changed), strict=True):
             if found is not None:
                 now[key] = [found[1], found[0].decode()]
-        if now != kept:
-            write_atomically(kept_file, json.dumps(now, ensure_ascii=False))
+        if now != kept or not kept_file.exists():
+            content = json.dumps(now, ensure_ascii=False)
+            write_atomically(kept_file, content)
+            if len(changed) >= SHARE_FROM:
+                self.bucket.put(kept_object, content.encode())
         return {key: Pointer.from_bytes(content, etag, key) for key, (etag, content) in now.items()}
 
     def replace(self, key: str, before: Pointer | None, version: StoredVersion, name: str) -> Pointer:
