@@ -112,7 +112,7 @@ def show_problems(after_interrupt: str = "") -> Iterator[None]:
     """Print errors that a user can fix as messages, one per line and without a traceback, then exit.
 
     Args:
-        after_interrupt: What is kept and how to go on, for Ctrl-C.
+        after_interrupt: What is kept and how to go on, for Ctrl-C. What was interrupted may know better.
     """
     try:
         yield
@@ -124,8 +124,9 @@ def show_problems(after_interrupt: str = "") -> Iterator[None]:
     except DistillError as error:
         print_error(str(error))
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        err.print(f"[yellow]interrupted[/yellow] {escape(after_interrupt)}", soft_wrap=not err.is_terminal)
+    except KeyboardInterrupt as interrupt:
+        text = escape(str(interrupt) or after_interrupt)
+        err.print(f"[yellow]interrupted[/yellow] {text}", soft_wrap=not err.is_terminal)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if reason := explain_disk_error(error):

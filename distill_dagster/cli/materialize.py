@@ -14,6 +14,7 @@ from distill_dagster.cli.options import (
     BudgetTokens,
     BudgetUsd,
     JsonOption,
+    LaunchOption,
     QuietOption,
     SliceOption,
     StudentOption,
@@ -34,8 +35,8 @@ from distill_dagster.pipeline.backfill_selection import (
     select_slices_by_state,
 )
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.task_check import check_task_folder
-from distill_dagster.tables.lake import Lake
 
 
 def run(
@@ -86,6 +87,7 @@ def refresh(
     force: Annotated[
         bool, typer.Option("--force", help="Train even if few rows changed, and ask for missing rows at once.")
     ] = False,
+    launch: LaunchOption = None,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
@@ -106,7 +108,7 @@ def refresh(
             from distill_dagster.definitions import build_definitions
 
             with orchestration.open_instance(home) as instance:
-                runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+                runner = orchestration.build_runner(home, folder, instance, build_definitions, cap=cap, launch=launch)
                 summary = orchestration.refresh_task(runner, chosen, force, display.notify)
                 summary.wall_s = time.perf_counter() - started
                 instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, summary))
@@ -128,6 +130,7 @@ def backfill(
         typer.Option("--which", help="Select slices by state. Default without other options: stale."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and run nothing.")] = False,
+    launch: LaunchOption = None,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
@@ -150,7 +153,7 @@ def backfill(
 
             with orchestration.open_instance(home) as instance:
                 orchestration.sync_task(folder, instance)
-                state = TaskState(folder, Lake(home.lake, home.reports))
+                state = TaskState(folder, open_lake(home))
                 if slices:
                     keys = select_named_slices(folder, slices)
                 elif first is not None or last is not None:
@@ -160,7 +163,10 @@ def backfill(
                     keys = select_slices_by_state(state, lacking or "stale", failed)
                 if not dry_run:
                     again = lacking in ("failed", "all") or bool(slices or first or last)
-                    runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+                    runner = orchestration.build_runner(
+                        home, folder, instance, build_definitions, cap=cap, launch=launch
+                    )
+                    runner.state = state  # a thousand slices need not be read twice
                     summary = runner.backfill(keys, display.notify, again)
         if dry_run:
             print_estimate(home, folder, state, keys, golden=False)

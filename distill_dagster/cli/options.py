@@ -74,6 +74,14 @@ BudgetTokens = Annotated[
     int | None,
     typer.Option(help="Cap in tokens (prompts and answers). The lower of it and `budget.tokens` applies."),
 ]
+LaunchOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--launch/--no-launch",
+        help="Hand the runs to Dagster, which queues and starts them, and follow them. Default: `runs.launch` of "
+        "deployment.yaml, else this process runs them.",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", callback=_set_json)
 ]

@@ -159,12 +159,12 @@ class RunDisplay:
                 colour, mark = ("yellow", "…") if event.kind == "pending" else ("red", "✗")
                 self._print(f"[{colour}]{mark}[/{colour}] {self._number(name)}{escape(name)}: {escape(why)}")
             elif name not in self._finished:
-                self._print_made(name)
+                self._print_made(name, event.took_s.get(name))
         self._event, self._waiting, self._artifact = RunEvent("start"), "", ""
         self._made, self._meter = Progress("getting ready"), RateMeter()
 
-    def _print_made(self, name: str) -> None:
-        seconds = format_seconds(time.monotonic() - self._artifact_began)
+    def _print_made(self, name: str, took_s: float | None = None) -> None:
+        seconds = format_seconds(time.monotonic() - self._artifact_began if took_s is None else took_s)
         figures = self._figures.pop(name, None)
         took = ", ".join([seconds, *(figures.list_figures() if figures else [])])
         self._print(f"[green]✓[/green] {self._number(name)}{escape(name)} [dim]{took}[/dim]")

@@ -5,8 +5,9 @@ package and `definitions.py` import Dagster. `evaluation.metrics_table` imports 
 """
 
 from distill_dagster.orchestration.dead_runs import fail_dead_runs
-from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
+from distill_dagster.orchestration.in_process import find_pending_assets, run_in_process
 from distill_dagster.orchestration.instance import open_instance, prepare_instance_folder
+from distill_dagster.orchestration.launched_runner import LaunchedRunner, build_runner
 from distill_dagster.orchestration.partitions import (
     find_failed_slices,
     find_slice_changes,
@@ -15,13 +16,16 @@ from distill_dagster.orchestration.partitions import (
     sync_task,
 )
 from distill_dagster.orchestration.refresh import build_refresh_event, refresh_task
+from distill_dagster.orchestration.run_outcome import get_failure_message
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.runner import Runner
 
 __all__ = [
+    "LaunchedRunner",
     "RunSummary",
     "Runner",
     "build_refresh_event",
+    "build_runner",
     "fail_dead_runs",
     "find_failed_slices",
     "find_pending_assets",

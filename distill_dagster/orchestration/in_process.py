@@ -6,16 +6,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.utils import make_new_run_id
 
-from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.orchestration.pool_waits import WaitListener, watch_pools
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_process_tag
@@ -44,13 +43,15 @@ def run_in_process(
             interrupt of an in-process run, so callers that start many runs rely on this exception to stop.
     """
     run_id = make_new_run_id()
+    has_retries = instance.run_retries_enabled and instance.run_retries_max_retries > 0
     with _create_runs_of_code_location(instance, job.name), watch_pools(instance, run_id, notify_wait):
         result = job.execute_in_process(
             instance=instance,
             partition_key=partition,
             asset_selection=assets,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={**tags, **build_process_tag(run_id)},
+            # Dagster must not start it again elsewhere: its own process, or the run around it, decides that.
+            tags={**tags, **build_process_tag(run_id), **({MAX_RETRIES_TAG: "0"} if has_retries else {})},
             run_id=run_id,
             raise_on_error=False,
         )
@@ -86,21 +87,3 @@ def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, 
     """Return the assets that a run skipped because their batch has not ended, with the reason."""
     observations = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
     return {observation.asset_key: observation.description or "" for observation in observations}
-
-
-def get_failure_message(error: Any) -> str:
-    """Return the message of a step failure, without Dagster's wrapping.
-
-    It is that of the outermost error of ours, which says how to go on, else that of the innermost cause.
-    """
-    if error is None:
-        return "the step failed; see its log in the UI"
-    own = _list_error_names(DistillError)
-    while error.cause is not None and error.cls_name not in own:
-        error = error.cause
-    return str(error.message).split(": ", 1)[-1].strip()
-
-
-def _list_error_names(parent: type[Exception]) -> set[str]:
-    """The names of a class of errors and of all classes below it."""
-    return {parent.__name__}.union(*map(_list_error_names, parent.__subclasses__()))

@@ -66,6 +66,7 @@ def _refresh_task(runner: Runner, students: list[str], force: bool, notify: RunL
         raise InputError(errors)
     trained = find_trained_students(folder, lake)
     sync_task(folder, instance, trained)
+    runner.reload()
     return runner.refresh(students or trained or [folder.task.chosen_student], notify, force)
 
 

@@ -15,18 +15,21 @@ from distill_dagster.core import progress
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
-from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
+from distill_dagster.orchestration.in_process import run_in_process
 from distill_dagster.orchestration.partitions import get_latest_versions, sync_students
 from distill_dagster.orchestration.refresh_policy import RefreshPolicy, explain_blocked, explain_pending
+from distill_dagster.orchestration.run_outcome import RunOutcome, read_outcome
+from distill_dagster.orchestration.run_plan import Batch, RunPlanner
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_budget_tags
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.run_events import RunEvent, RunEventKind, RunListener
-from distill_dagster.pipeline.stage_table import MERGING_STAGE, STAGES, Stage, get_stage_job_name
+from distill_dagster.pipeline.stage_table import STAGES, Stage, get_stage_job_name
 from distill_dagster.pipeline.teacher_check import find_environment_problems, list_stage_teachers
 from distill_dagster.pipeline.teacher_pauses import TeacherPauses
-from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
+from distill_dagster.tables.lake import ArtifactRecord, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.reading import TASK_FILE
 from distill_dagster.teacher.completions.ledger import NO_CAP
@@ -52,7 +55,7 @@ class Runner:
         cap: What this campaign may spend.
         """
         self.home, self.folder, self.instance = home, folder, instance
-        self.lake = Lake(home.lake, home.reports)
+        self.lake = open_lake(home)
         self.state = TaskState(folder, self.lake)
         self.campaign = campaign or uuid.uuid4().hex
         self.cap = cap
@@ -94,14 +97,36 @@ class Runner:
     def run(self, slices: list[str] | None, students: list[str], notify: RunListener) -> RunSummary:
         """Materialize what is not fresh. A failed partition blocks only what needs it."""
         summary, started, tried = RunSummary(), time.perf_counter(), set[str]()
-        self.state = TaskState(self.folder, self.lake)
         self._unreported = self._find_unreported(slices, students)
         sync_students(self.folder, self.instance, students)
         self._expected = self._find_expected(slices, students)
         self._require_environment(slices, students)
-        with self._pauses, ExitStack() as server:
+        with self._pauses:
+            self._make_all(slices, students, tried, summary, notify)
+        if summary.runs:
+            self._add_spending(summary)
+        for status in self._list_statuses(slices, students):
+            if status.state == "fresh" and (why := _explain_failed_checks(status.record)):
+                summary.failed[status.name] = why
+        summary.wall_s = time.perf_counter() - started
+        return summary
+
+    def reload(self) -> None:
+        """Read files and records again: others may have changed them."""
+        self.state = TaskState(self.folder, self.lake)
+
+    def _make_all(
+        self,
+        slices: list[str] | None,
+        students: list[str],
+        tried: set[str],
+        summary: RunSummary,
+        notify: RunListener,
+    ) -> None:
+        """Execute one run after the other in this process, until nothing is due."""
+        with ExitStack() as server:
             has_server = False
-            while batch := self._plan_next_run(slices, students, tried, summary):
+            while batch := self._get_planner().plan_next(self._list_statuses(slices, students), tried, summary):
                 if STAGES[batch[0].asset].partition in ("student", "assistant"):
                     # Stop the server. With its threads and PyTorch's there are more threads than cores, and training
                     # takes 1.5 times as long.
@@ -115,13 +140,9 @@ class Runner:
                 start = RunEvent("start", names, step=len(tried) + 1, steps=len(self._expected))
                 tried |= set(names)
                 self._execute(batch, summary, notify, start)
-        if summary.runs:
-            self._add_spending(summary)
-        for status in self._list_statuses(slices, students):
-            if status.state == "fresh" and (why := _explain_failed_checks(status.record)):
-                summary.failed[status.name] = why
-        summary.wall_s = time.perf_counter() - started
-        return summary
+
+    def _get_planner(self) -> RunPlanner:
+        return RunPlanner(self.state, self._pauses, self._policy, self._unreported | self._again)
 
     def _require_environment(self, slices: list[str] | None, students: list[str]) -> None:
         """Refuse to begin what would fail for a missing key or package after something was paid for or trained.
@@ -179,61 +200,6 @@ class Runner:
             expected.add(status.name)
         return expected
 
-    def _plan_next_run(
-        self, slices: list[str] | None, students: list[str], tried: set[str], summary: RunSummary
-    ) -> list[ArtifactStatus]:
-        """Plan the next run: the first artifact that is due and ready, and those of its partition that wait for it."""
-        # Decide again for each run: what was blocked may be due or fresh by now.
-        summary.waiting = {}
-        summary.blocked = {name: why for name, why in summary.blocked.items() if name in tried}
-        batch: list[ArtifactStatus] = []
-        planned: set[str] = set()
-        forced = self._unreported | self._again
-        statuses = self._list_statuses(slices, students)
-        due = {s.name for s in statuses if s.name not in tried and (s.state != "fresh" or s.name in forced)}
-        for status in statuses:
-            if status.state == "malformed":
-                summary.failed[status.name] = "; ".join(status.why)
-                continue
-            if status.name not in due:
-                continue
-            if batch and status.partition not in (None, batch[0].partition):
-                continue  # it cannot join this run; the next plan considers it again
-            if self._policy and (why := self._policy.explain_wait(status)):
-                summary.waiting[status.name] = why
-                continue
-            if why := self._pauses.explain_wait(status, only_new=self._policy is None):
-                if self._policy:
-                    summary.waiting[status.name] = f"{why} (--force)"
-                else:
-                    summary.pending[status.name] = why
-                continue
-            needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
-            stage = self.state.stages[status.asset]
-            needed = [*needs, *stage.after]
-            if why := explain_pending(needed, summary):
-                summary.pending[status.name] = why
-                continue
-            if stage.partition in ("student", "assistant"):
-                needed.append(MERGING_STAGE)  # without a dataset there is no student to compare `seed_only` with
-            if why := explain_blocked(self.state, status, needed, summary):
-                summary.blocked[status.name] = why
-                continue
-            if not batch:
-                if status.state != "waiting":
-                    batch, planned = [status], {status.name}
-            elif (
-                (status.state in ("waiting", "missing") or status.name in self._again)
-                and (stage.partition, status.partition) == (STAGES[batch[0].asset].partition, batch[0].partition)
-                and all(version is not None or name in planned for name, version in needs.items())
-                # From stale inputs it would be stale again at once, and each artifact is tried only once.
-                and not (needs.keys() & due) - planned
-            ):
-                # When a slice is made for the first time, one run makes the whole chain.
-                batch.append(status)
-                planned.add(status.name)
-        return batch
-
     def _needs_server(self, status: ArtifactStatus) -> bool:
         """Say whether a stage asks the teacher. Seed prompts do if the slice needs imagined ones."""
         if status.asset == "seed_prompts" and status.partition is not None and status.state != "malformed":
@@ -250,7 +216,7 @@ class Runner:
             _, lease = EMBEDDED_SERVERS.acquire(spec, self.home.models)
             stack.callback(EMBEDDED_SERVERS.release, lease)
 
-    def _execute(self, batch: list[ArtifactStatus], summary: RunSummary, notify: RunListener, start: RunEvent) -> None:
+    def _execute(self, batch: Batch, summary: RunSummary, notify: RunListener, start: RunEvent) -> None:
         notify(start)
         partition = batch[0].partition
         job = self._defs.resolve_job_def(get_stage_job_name(self.folder.name, STAGES[batch[0].asset]))
@@ -267,33 +233,33 @@ class Runner:
             summary.failed |= reasons
             notify(replace(start, kind="failed", reasons=reasons))
             return
-        summary.runs.append(result.run_id)
-        failures = {
-            event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
-        }
-        # A run can fail although no step did, for example when the instance's database was unreachable for a moment.
-        run_error = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
-        made = {event.asset_key for event in result.get_asset_materialization_events()}
-        pending = find_pending_assets(result)
-        reasons = dict[str, str]()
+        self._take_in(batch, read_outcome(result.run_id, result.all_events, result.success), summary, notify, start)
+
+    def _take_in(
+        self, batch: Batch, outcome: RunOutcome, summary: RunSummary, notify: RunListener, start: RunEvent
+    ) -> None:
+        """Note what a run made, and why it did not make the rest."""
+        summary.runs += outcome.run_ids
+        reasons, took_s = dict[str, str](), dict[str, float]()
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
             step = key.to_python_identifier()
             needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
-            if key in made:
+            if step in outcome.took_s:
+                took_s[status.name] = outcome.took_s[step]
+            if key in outcome.made:
                 self._add_artifact(status, summary)
                 if why := _explain_failed_checks(self.state.read_record(status.asset, status.partition)):
                     reasons[status.name] = why
-            elif why := pending.get(key) or explain_pending(needs, summary):
+            elif why := outcome.pending.get(key) or explain_pending(needs, summary):
                 summary.pending[status.name] = reasons[status.name] = why
-            elif step not in failures and (why := explain_blocked(self.state, status, needs, summary)):
+            elif step not in outcome.failures and (why := explain_blocked(self.state, status, needs, summary)):
                 summary.blocked[status.name] = reasons[status.name] = why  # Dagster skipped it: an earlier step failed
             else:
-                why = get_failure_message(failures.get(step) or run_error)
-                summary.failed[status.name] = reasons[status.name] = why
-        kind: RunEventKind = "pending" if pending else "done" if result.success else "failed"
-        notify(replace(start, kind=kind, reasons=reasons))
+                summary.failed[status.name] = reasons[status.name] = outcome.explain_failure(step)
+        kind: RunEventKind = "pending" if outcome.pending else "done" if outcome.success else "failed"
+        notify(replace(start, kind=kind, reasons=reasons, took_s=took_s))
 
     def _add_artifact(self, status: ArtifactStatus, summary: RunSummary) -> None:
         summary.partitions.setdefault(status.asset, []).append(status.partition)

@@ -24,6 +24,8 @@ class RunEvent:
     """What it waits for."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why artifacts were not made, or did not pass their checks, by artifact."""
+    took_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that artifacts took, by artifact, as far as they are known."""
     step: int = 0
     """The number of its first artifact among all artifacts that the command makes."""
     steps: int = 0

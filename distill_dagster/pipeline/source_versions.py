@@ -65,7 +65,7 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
     match source:
         case "slice_files":
             assert partition is not None
-            return folder.read_slice(partition).compute_content_version()
+            return folder.compute_slice_version(partition)
         case "slice_manifest":
             return hash_content(folder.list_slice_keys())
         case "golden_set":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class TaskFolder:
     path: Path
     accepted: Path | None = None
     find_problems: Callable[[Path, Task], list[Problem]] = lambda _path, _task: []
+    _slice_versions: dict[str, tuple[list[tuple[int, int, int]], str]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -82,6 +83,17 @@ class TaskFolder:
         content = require_value(read_slice(path, self.task, has_more=bool(accepted or shipped)))
         more = {"accepted": tuple(accepted), "shipped": shipped, "imagination": imagination}
         return content.model_copy(update=more)
+
+    def compute_slice_version(self, key: str) -> str:
+        """The data version of a slice. A slice whose files did not change since the last call is not read again."""
+        paths = [self.path / "slices" / f"{key}.yaml", get_imagined_path(self.path, key)]
+        if self.accepted:
+            paths += [get_accepted_path(self.accepted, key), get_imagined_path(self.accepted, key)]
+        stamps = [_get_stamp(path) for path in paths]
+        known = self._slice_versions.get(key)
+        if known is None or known[0] != stamps:
+            known = self._slice_versions[key] = stamps, self.read_slice(key).compute_content_version()
+        return known[1]
 
     def read_rows(self, file: str, labelled: bool = True) -> list[LabelledRow]:
         """The rows of a JSONL file of this folder; `human.jsonl` may be missing.
@@ -151,3 +163,12 @@ def find_slice_file_problem(folder: Path, file: Path) -> Problem | None:
             file, message, f"Use a name that matches {SLICE_KEY_PATTERN.pattern}: no slash, no capital, no space."
         )
     return None
+
+
+def _get_stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced; zeros if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_mtime_ns, found.st_size
