@@ -80,7 +80,7 @@ def batches(
             if forget is not None:
                 if forget not in {batch.submission for batch in BatchStore(store).list_open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
-                forget_batch(store, forget)
+                forget_batch(store, forget, [resolve_endpoint(spec) for spec in specs])
                 out.print(f"forgotten: {forget}. It counts as paid for, and its requests can be sent again.")
             by_teacher = [collect_batches(resolve_endpoint(spec), spec, store, folder.name) for spec in specs]
             all_open = BatchStore(store).list_open(task=folder.name)

@@ -8,12 +8,15 @@ from pydantic import Field, field_validator, model_validator
 
 from distill_dagster.config.answers import LABEL_KINDS, TaskKind
 from distill_dagster.config.base import VARIABLE_NAME_PATTERN, ConfigModel
+from distill_dagster.config.batch import BatchSpec
 from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
 from distill_dagster.config.terms import TermsSpec
 from distill_dagster.config.thinking_models import THINKING_TOKENS, fill_thinking_defaults, is_thinking_model
 from distill_dagster.core.redaction import is_plain_url
 
 EMBEDDED_PREFIX = "embedded/"
+RUNNER_PREFIXES = ("openai/", "hosted_vllm/")
+"""How the ids of models begin that a batch runner can answer for: the same as of a vLLM server."""
 STATED_SOFT_LABELS = ("verbalized", "ranking")
 """Values of `teacher.soft_labels` with which the teacher states soft labels in its answer."""
 DEFAULT_RANKING_WEIGHTS = (0.9, 0.05, 0.02)
@@ -41,18 +44,6 @@ class FewShotSpec(ConfigModel):
         "and for `soft_labels: verbalized` or `ranking`",
     )
     seed: int = Field(default=0, description="seed of the choice of examples")
-
-
-class BatchSpec(ConfigModel):
-    """How a run waits for the provider's batches."""
-
-    wait_s: Annotated[float, Field(ge=0)] = Field(
-        default=90_000,
-        description="how long a run waits for its batches (25 hours); 0 leaves them to the sensor",
-    )
-    poll_s: Annotated[float, Field(gt=0)] = Field(
-        default=30, description="first pause between polls; it grows to ten times as much"
-    )
 
 
 class PriceSpec(ConfigModel):
@@ -136,7 +127,9 @@ class TeacherSpec(ConfigModel):
     )
     few_shot: FewShotSpec = FewShotSpec()
     mode: Literal["online", "batch"] = Field(
-        default="online", description="batch: use the provider's batch API, which is slower and less expensive"
+        default="online",
+        description="batch: use the provider's batch API, which is slower and less expensive, or a runner on your own "
+        "GPU (`batch.runner`)",
     )
     batch: BatchSpec = BatchSpec()
     replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: how its completions are read")
@@ -213,6 +206,13 @@ class TeacherSpec(ConfigModel):
             raise ValueError("calibration asks the teacher about examples, which a replay teacher cannot answer")
         if self.mode == "batch" and self.is_free:
             raise ValueError("mode: batch is for a provider with a batch API; an embedded or replay teacher has none")
+        if self.batch.runner is not None and not self.model.startswith(RUNNER_PREFIXES):
+            raise ValueError(
+                f"batch.runner: {self.batch.runner} answers for an open model, whose id here begins with "
+                f"{' or '.join(RUNNER_PREFIXES)}, such as openai/Qwen/Qwen3-8B"
+            )
+        if self.batch.runner is not None and self.api == "text":
+            raise ValueError("batch.runner: vllm reads chat completions alone; it needs `api: chat`")
         if self.mode == "batch" and (self.resolve_labels or self.boost_labels):
             raise ValueError("resolve_labels and boost_labels send requests in steps; they need `mode: online`")
         if self.replay is not None and not self.is_replay:
@@ -241,6 +241,11 @@ class TeacherSpec(ConfigModel):
     def is_replay(self) -> bool:
         """Whether its completions were recorded elsewhere: it sends nothing and costs nothing."""
         return self.model.startswith(REPLAY_PREFIX)
+
+    @property
+    def has_no_server(self) -> bool:
+        """Whether only a batch runner answers: nothing can be sent."""
+        return self.batch.runner is not None and self.api_base is None
 
     @property
     def is_free(self) -> bool:

@@ -148,7 +148,7 @@ def _iterate_teachers(task: Task) -> Iterator[tuple[tuple[str, ...], TeacherSpec
 
 def _find_missing_provider_key(spec: TeacherSpec) -> tuple[str, str] | None:
     """The variable that litellm reads the provider's key from, if it is not set."""
-    if spec.is_free or spec.api_key_env or spec.api_base:
+    if spec.is_free or spec.has_no_server or spec.api_key_env or spec.api_base:
         return None
     import litellm
 

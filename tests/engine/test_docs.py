@@ -64,7 +64,9 @@ def test_the_yaml_of_a_page_is_valid(page: str, tmp_path: Path) -> None:
     assert [problem for problem in check_task_folder(reload_folder(folder)) if problem.severity == "error"] == []
 
 
-@pytest.mark.parametrize("page", ["budget.md", "teachers.md", "curation.md", "students.md", "serving.md", "release.md"])
+@pytest.mark.parametrize(
+    "page", ["budget.md", "teachers.md", "own-teachers.md", "curation.md", "students.md", "serving.md", "release.md"]
+)
 def test_every_block_of_a_page_on_teachers_is_valid(page: str, tmp_path: Path) -> None:
     found = blocks(page)
     assert found

@@ -196,7 +196,7 @@ def test_which_teachers_a_stage_asks(tmp_path: Path) -> None:
 
 
 @contextmanager
-def serve(status: int, body: Any) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+def serve(status: int, body: Any, health: int = 200) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     """A server that gives one answer to everything, and keeps the paths and keys that it saw."""
     seen: list[tuple[str, str | None]] = []
 
@@ -204,7 +204,7 @@ def serve(status: int, body: Any) -> Iterator[tuple[str, list[tuple[str, str | N
         def do_GET(self) -> None:
             seen.append((self.path, self.headers.get("Authorization")))
             raw = (body if isinstance(body, str) else json.dumps(body)).encode()
-            self.send_response(status)
+            self.send_response(health if self.path == "/health" else status)
             self.send_header("Content-Length", str(len(raw)))
             self.end_headers()
             self.wfile.write(raw)
@@ -250,6 +250,36 @@ def test_an_address_that_answers(
         assert "planted" not in str(problems[0])
         assert problems[0].field == "teacher.api_base"
         assert problems[0].line == line_of(folder, "api_base")
+
+
+@pytest.mark.parametrize(
+    ("row", "health", "message", "remedy"),
+    [
+        ({"id": "fake"}, 200, None, None),
+        ({"id": "fake", "max_model_len": 4096}, 200, None, None),
+        ({"id": "base"}, 200, "does not list the model 'fake'", "It lists base. Name one of them"),
+        ({"id": "base"}, 200, "does not list the model 'fake'", "--lora-modules name=folder"),
+        (
+            {"id": "fake", "max_model_len": 4},
+            200,
+            "a context of 4 tokens, and an answer alone may take 4",
+            "--max-model",
+        ),
+        ({"id": "fake"}, 500, "lists its models, and its engine is ill: HTTP 500", "start it again"),
+    ],
+)
+def test_a_server_of_open_models_says_what_it_lacks(
+    tmp_path: Path, row: dict[str, Any], health: int, message: str | None, remedy: str | None
+) -> None:
+    body = {"object": "list", "data": [{"owned_by": "vllm"} | row]}
+    with serve(200, body, health) as (address, seen):
+        folder = write_small_task(tmp_path, teacher={"api_base": address})
+        problems = find_connection_problems(folder.path / "task.yaml", folder.task)
+    assert [problem.severity for problem in problems] == ([] if message is None else ["error"])
+    assert all(path in ("/v1/models", "/health") for path, _ in seen)
+    if message is not None and remedy is not None:
+        assert message in problems[0].message
+        assert remedy in problems[0].remedy
 
 
 def test_an_address_that_cannot_be_reached(tmp_path: Path) -> None:

@@ -24,12 +24,9 @@ from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice
 from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
 from distill_dagster.teacher.completions.batch_results import compute_batch_cost
+from distill_dagster.teacher.completions.batch_services import SUBMISSION_KEY
 from distill_dagster.teacher.completions.batch_store import BatchStore
-from distill_dagster.teacher.completions.batches import (
-    SUBMISSION_KEY,
-    BatchPendingError,
-    collect_batches,
-)
+from distill_dagster.teacher.completions.batches import BatchPendingError, collect_batches
 from distill_dagster.teacher.completions.ledger import LEDGER, Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.client import resolve_endpoint
@@ -249,9 +246,8 @@ def test_a_batch_whose_creation_was_not_confirmed_is_adopted(ask: Ask, provider:
     assert len(provider.batches) == 1
 
 
-def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_dagster.teacher.completions.batch_files.MAX_BATCH_REQUESTS", 4)
-    assert ask().usage.calls == 6
+def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider) -> None:
+    assert ask(batch={"max_requests": 4}).usage.calls == 6
     assert [len(lines) for lines in provider.lines] == [4, 2]
 
 

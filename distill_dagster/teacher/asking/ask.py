@@ -200,7 +200,7 @@ class Asker:
             TeacherError: too few of the answers are usable.
         """
         rows = self.spec.smoke_rows
-        if self.replayed or not rows or len(jobs) < SMOKE_FROM_FACTOR * rows:
+        if self.replayed or self.spec.has_no_server or not rows or len(jobs) < SMOKE_FROM_FACTOR * rows:
             return jobs
         asked = [self.requests.endpoint.identity, self.requests.templates.version, self.task.kind]
         asked += [self.spec.soft_labels] if self.requests.stated is not None else []  # they share a template

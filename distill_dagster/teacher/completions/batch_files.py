@@ -11,8 +11,8 @@ from distill_dagster.teacher.providers.capabilities import adapt_params
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request
 
-MAX_BATCH_REQUESTS, MAX_BATCH_BYTES = 50_000, 100 * 1024 * 1024
-"""Limits of one batch: as many requests as OpenAI accepts, and half of the bytes."""
+MAX_BATCH_BYTES = 100 * 1024 * 1024
+"""Limit of one batch: half of the bytes that OpenAI accepts."""
 
 _ESCAPED = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 """Line separators of Unicode, which JSON allows in texts. Some gateways would split a line there."""
@@ -35,12 +35,12 @@ def build_request_line(endpoint: Endpoint, spec: TeacherSpec, request: Request) 
     return json.dumps(line, ensure_ascii=False).translate(_ESCAPED)
 
 
-def split_into_batches(lines: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Split request lines, by request_key, into parts that fit into one batch each."""
+def split_into_batches(lines: Mapping[str, str], most: int) -> Iterator[dict[str, str]]:
+    """Split request lines, by request_key, into parts of at most `most` that fit into one batch each."""
     part, size = dict[str, str](), 0
     for key, line in lines.items():
         length = len(line.encode()) + 1
-        if part and (len(part) == MAX_BATCH_REQUESTS or size + length > MAX_BATCH_BYTES):
+        if part and (len(part) == most or size + length > MAX_BATCH_BYTES):
             yield part
             part, size = {}, 0
         part[key] = line

@@ -84,7 +84,8 @@ def _read_line(value: Any, number: int, text: str, spec: TeacherSpec) -> ResultL
         with suppress(ValueError, RecursionError):
             body = json.loads(body)
     if status >= 300:
-        return _build_failed(key, classify_status(status, body if isinstance(body, str) else json.dumps(body)), spec)
+        told = body if body is not None else line.get("error")  # vLLM's runner puts the reason there
+        return _build_failed(key, classify_status(status, told if isinstance(told, str) else json.dumps(told)), spec)
     error = find_error({"error": line.get("error")}, has_answer=True)
     if error is not None and not to_dict(body).get("choices"):
         # The provider did not work on the request, for example because the batch expired.

@@ -1,4 +1,4 @@
-"""Batch mode: requests go to the provider's batch API, which answers within a day at a lower price.
+"""Batch mode: a provider's batch API answers within a day at a lower price, or a runner on the user's own GPU.
 
 Before a batch is sent, the completion store's database notes it and its requests; afterwards it notes the provider's
 id. If the process is killed in between, the note has no id. The next process then looks for a batch with the name of
@@ -11,31 +11,28 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.teacher.completions.batch_api import NotAtProviderError, call_batch_api, get_batch_provider
-from distill_dagster.teacher.completions.batch_files import build_request_line, get_batch_url, split_into_batches
+from distill_dagster.teacher.completions.batch_api import NotAtProviderError
+from distill_dagster.teacher.completions.batch_files import build_request_line, split_into_batches
 from distill_dagster.teacher.completions.batch_results import ResultLine, assign_lines, parse_result_lines
+from distill_dagster.teacher.completions.batch_services import open_batch_service
 from distill_dagster.teacher.completions.batch_store import BatchStore, Submission
 from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
+from distill_dagster.teacher.completions.runner_folder import RunnerFolder
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.attempts import PendingError, UnusableAnswerError
-from distill_dagster.teacher.providers.body_parts import read_count
 from distill_dagster.teacher.providers.client import Endpoint, redact_error
 from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.prices import TokenPrice, compute_worst_case, find_price
 
-SUBMISSION_KEY = "distill_submission"
-"""The metadata key of a batch whose value is the name of its submission."""
 MAX_POLL_FACTOR = 10
 """Polling slows down to this many times its first pause."""
-PAGE_SIZE = 100
 RESUBMIT_PAUSE_S = 0.05
 _MISSING_REASONS = {
     "completed": "the batch ended without an answer to this request",
@@ -73,15 +70,22 @@ def collect_batches(
     Raises:
         TeacherError: the provider cannot be reached, or refuses.
     """
-    runner = BatchRunner(endpoint, spec, store)
-    if not runner.notes.list_open(endpoint.identity, task):
+    if not BatchStore(store).list_open(endpoint.identity, task):
         return [], []
+    runner = BatchRunner(endpoint, spec, store)
     return event_loop.run_in_loop(runner.collect(task)), runner.notes.list_open(endpoint.identity, task)
 
 
-def forget_batch(store: CompletionStore, submission: str) -> None:
-    """Give up a batch. Its worst case counts as spent, since the provider may still answer and bill it."""
+def forget_batch(store: CompletionStore, submission: str, endpoints: Sequence[Endpoint] = ()) -> None:
+    """Give up a batch. Its worst case counts as spent, since the provider may still answer and bill it.
+
+    Args:
+        endpoints: the task's teachers. If a runner answers one of them, its files of the batch are removed.
+    """
     notes = BatchStore(store)
+    for endpoint in endpoints:
+        if endpoint.runner_folder is not None:
+            RunnerFolder(endpoint.runner_folder).remove(submission)
     store.commit({}, [Settlement(_build_ledger_id(submission, key), "lost") for key in notes.list_keys(submission)])
     notes.forget(submission)
 
@@ -112,10 +116,14 @@ class BatchRunner:
         account: Account | None = None,
         price: TokenPrice | None = None,
     ) -> None:
-        """`account` pays. `price` sets what is reserved: the online price, which is not below the batch price."""
+        """`account` pays. `price` sets what is reserved: the online price, which is not below the batch price.
+
+        Raises:
+            TeacherError: the provider has no batch API.
+        """
         self.endpoint, self.spec, self.store = endpoint, spec, store
         self.account, self.price = account or Account("", "", ""), price
-        self.notes = BatchStore(store)
+        self.notes, self.service = BatchStore(store), open_batch_service(endpoint, spec)
         self.submitted = 0
         self.stopped: str | None = None
         """The budget cap that kept requests from being submitted, or None."""
@@ -137,7 +145,6 @@ class BatchRunner:
             BatchPendingError: the batches are not ready yet.
             TeacherError: the provider has no batch API, or refuses.
         """
-        get_batch_provider(self.spec)
         wanted, errors = {request.key: request for request in requests}, dict[str, str]()
         deadline = time.monotonic() + self.spec.batch.wait_s
         while True:
@@ -169,7 +176,7 @@ class BatchRunner:
     async def _submit_rest(self, requests: dict[str, Request], origin: str) -> str | None:
         """Submit the requests that no open batch contains. Returns the budget cap that ended this, or None."""
         lines = {key: build_request_line(self.endpoint, self.spec, request) for key, request in requests.items()}
-        for part in split_into_batches(lines):
+        for part in split_into_batches(lines, self.spec.batch.max_requests):
             if not (claimed := self.notes.claim(part, self.endpoint.identity, origin)):
                 continue
             submission, keys = claimed
@@ -215,7 +222,7 @@ class BatchRunner:
 
     async def _submit(self, submission: Submission, lines: list[str]) -> None:
         try:
-            batch_id = await self._create(submission.submission, lines)
+            batch_id = await self.service.create(submission.submission, lines)
         except BaseException:  # refused, cut off or interrupted: the provider may have it all the same
             self.notes.abandon(submission.submission)
             await self._adopt()
@@ -223,21 +230,6 @@ class BatchRunner:
                 return
             raise
         self.notes.note_submitted(submission.submission, batch_id)
-
-    async def _create(self, name: str, lines: list[str]) -> str:
-        """Upload the lines and create the batch. Returns the provider's id."""
-        import litellm
-
-        content = "".join(f"{line}\n" for line in lines).encode()
-        file = await self._call(litellm.acreate_file, file=(f"{name}.jsonl", content), purpose="batch")
-        batch = await self._call(
-            litellm.acreate_batch,
-            completion_window="24h",
-            endpoint=get_batch_url(self.spec),
-            input_file_id=file.id,
-            metadata={SUBMISSION_KEY: name},
-        )
-        return str(batch.id)
 
     async def _adopt(self) -> None:
         """Find out what became of the batches whose process died before it noted their id."""
@@ -248,28 +240,12 @@ class BatchRunner:
         ]
         if not orphans:
             return
-        batch_ids = await self._list_named_batches()
+        batch_ids = await self.service.list_ids()
         for submission in orphans:
             if batch_id := batch_ids.get(submission.submission):
                 self.notes.note_submitted(submission.submission, batch_id)
             else:
                 self._release_unsubmitted(submission)
-
-    async def _list_named_batches(self) -> dict[str, str]:
-        """The provider's ids of batches, by the names of their submissions."""
-        import litellm
-
-        batch_ids: dict[str, str] = {}
-        after: str | None = None
-        while True:
-            page = await self._call(litellm.alist_batches, after=after, limit=PAGE_SIZE)
-            batches = list(page.data if hasattr(page, "data") else page["data"])
-            for batch in batches:
-                if name := (batch.metadata or {}).get(SUBMISSION_KEY):
-                    batch_ids[name] = batch.id
-            if len(batches) < PAGE_SIZE or batches[-1].id == after:
-                return batch_ids
-            after = batches[-1].id
 
     def _release_unsubmitted(self, submission: Submission) -> None:
         """Release the requests of a batch that the provider never received. They cost nothing."""
@@ -295,51 +271,48 @@ class BatchRunner:
                     return  # its process died; `run` adopts it
             if not (names := self.notes.find_submissions(keys)):
                 return
-            progress.report_progress("waiting for the batch", min(answered, len(keys)), len(keys))
+            progress.report_progress(self.service.waiting_for, min(answered, len(keys)), len(keys))
             if time.monotonic() + pause > deadline:
                 batches = count_noun(len(names), "batch", "batches")
                 requests = count_noun(len(keys), "request is", "requests are")
                 raise BatchPendingError(
                     f"{batches} of {self.spec.model} under way; {answered} of {requests} answered so "
-                    f"far. Nothing is lost: `distill batches` shows and collects them, and the next run continues."
+                    f"far. {self.service.remedy} Nothing is lost: `distill batches` shows and collects them, and the "
+                    f"next run continues."
                 )
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, MAX_POLL_FACTOR * self.spec.batch.poll_s)
 
     async def _poll(self, submission: Submission) -> tuple[int, CollectedBatch | None]:
         """Return how many requests of a batch are answered; collect the batch if it ended."""
-        import litellm
-
+        assert submission.batch_id is not None
         try:
-            batch = await self._call(litellm.aretrieve_batch, batch_id=submission.batch_id)
+            state = await self.service.look(submission.batch_id)
         except NotAtProviderError as error:
+            if submission.submission not in {each.submission for each in self.notes.list_open(submission.teacher)}:
+                return 0, None  # another process has just collected it
             command = f"distill batches {submission.origin.partition('/')[0]} --forget {submission.submission}"
             raise TeacherError(f"{error} If the batch is gone, give it up with `{command}`; then run again.") from None
-        answered = read_count(getattr(batch.request_counts, "completed", 0)) or 0
-        if batch.status == "failed":
-            messages = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
+        if state.status == "failed":
             missing = redact_error(
-                "the batch was refused: " + ("; ".join(messages[:3]) or "no reason was given"), self.endpoint
+                "the batch was refused: " + ("; ".join(state.errors[:3]) or "no reason was given"), self.endpoint
             )
-        elif batch.status in _MISSING_REASONS:
-            missing = _MISSING_REASONS[batch.status]
+        elif state.status in _MISSING_REASONS:
+            missing = _MISSING_REASONS[state.status]
         else:
-            return answered, None
-        lines: list[ResultLine] = []
-        for file_id in (batch.output_file_id, batch.error_file_id):
-            if file_id:
-                lines += await self._read_results(file_id)
-        return answered, self._store(submission, batch.status, lines, missing, answered)
+            return state.answered, None
+        lines = [line for file_id in state.files for line in await self._read_results(file_id)]
+        collected = self._store(submission, state.status, lines, missing, state.answered)
+        self.service.discard(submission.submission)
+        return state.answered, collected
 
     async def _read_results(self, file_id: str) -> list[ResultLine]:
         """The lines of a result file. A file that the provider has deleted has none."""
-        import litellm
-
         try:
-            content = await self._call(litellm.afile_content, file_id=file_id)
+            content = await self.service.read_file(file_id)
         except NotAtProviderError:
             return []
-        return list(parse_result_lines(content.content, self.spec))
+        return list(parse_result_lines(content, self.spec))
 
     def _store(
         self, submission: Submission, status: str, lines: list[ResultLine], missing: str, answered: int
@@ -378,9 +351,6 @@ class BatchRunner:
             # So that a cap holds if the batch price is unknown.
             usd = price.compute_cost(response.prompt_tokens, response.completion_tokens)
         return Settlement(ledger_id, "settled", response.prompt_tokens + response.completion_tokens, usd)
-
-    async def _call(self, call: Any, **arguments: Any) -> Any:
-        return await call_batch_api(self.endpoint, self.spec, call, **arguments)
 
 
 def _build_ledger_id(submission: str, key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_dagster.config import TeacherSpec
@@ -12,6 +13,8 @@ from distill_dagster.core import redaction
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.json_text import replace_surrogates
+from distill_dagster.core.paths import Home
+from distill_dagster.core.slugs import slugify
 from distill_dagster.teacher.providers.attempts import AttemptError
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.responses import parse_response, redact_response
@@ -36,6 +39,10 @@ class Endpoint:
     api_key: str | None = None
     recorded: ReplayTeacher | None = None
     """A replay teacher, which answers instead of a server."""
+    runner_folder: Path | None = None
+    """Where a batch runner finds the requests of `mode: batch`. None if the provider's batch API answers them."""
+    has_server: bool = True
+    """Whether requests can be sent online."""
 
     def __repr__(self) -> str:
         base = redaction.redact(self.api_base) if self.api_base else None
@@ -44,6 +51,8 @@ class Endpoint:
 
 def resolve_endpoint(spec: TeacherSpec) -> Endpoint:
     """Return the endpoint of a teacher that is not embedded, with the key from the variable that the spec names.
+
+    The folder of a batch runner is `batches/<model>-<identity>` of the installation.
 
     If the spec names no variable, an OpenAI-compatible server at the user's own address gets no key: OPENAI_API_KEY is
     meant for OpenAI. The default address of a provider gets the key from the provider's own variable.
@@ -56,16 +65,20 @@ def resolve_endpoint(spec: TeacherSpec) -> Endpoint:
     if missing := find_missing_key(spec):
         raise TeacherError(" ".join(missing))
     key = None
-    if spec.api_key_env:
+    if spec.api_key_env and not spec.has_no_server:
         key = os.environ[spec.api_key_env].strip()
-    elif spec.model.startswith(OPENAI_PREFIXES) and spec.api_base:
+    elif spec.has_no_server or (spec.model.startswith(OPENAI_PREFIXES) and spec.api_base):
         key = NO_KEY
     if key is not None and key != NO_KEY:
         redaction.remember_secret(key)
     model = spec.model
     if spec.api == "text" and model.startswith("openai/"):
         model = "text-completion-" + model
-    return Endpoint(model, hash_content(spec.dump_identity()), spec.api_base, key)
+    identity = hash_content(spec.dump_identity())
+    folder = None
+    if spec.batch.runner is not None:
+        folder = Home.from_env().batches / f"{slugify(spec.model.partition('/')[2])}-{identity[:8]}"
+    return Endpoint(model, identity, spec.api_base, key, runner_folder=folder, has_server=not spec.has_no_server)
 
 
 def find_missing_key(spec: TeacherSpec) -> tuple[str, str] | None:
@@ -75,6 +88,8 @@ def find_missing_key(spec: TeacherSpec) -> tuple[str, str] | None:
     """
     remedy = "Set it, or set teacher.api_key_env or teacher.api_base in task.yaml."
     name = spec.api_key_env
+    if spec.has_no_server:
+        return None
     if name:
         remedy = "Set it, or fix teacher.api_key_env in task.yaml."
     elif spec.model.startswith(OPENAI_PREFIXES) and not spec.api_base:

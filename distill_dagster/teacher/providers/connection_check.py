@@ -16,6 +16,13 @@ from distill_dagster.teacher.providers.error_bodies import parse_error_body
 OPENAI_BASE = "https://api.openai.com/v1"
 TIMEOUT_S = 15.0
 MAX_NAMED_MODELS = 8
+OWN_SERVERS = {"vllm", "sglang"}
+"""What servers of open models write into `owned_by` of each model. They say at `/health` whether the engine works."""
+_ADAPTER_REMEDY = (
+    "Name one of them in teacher.model after `openai/`, or serve yours: a LoRA adapter takes `--enable-lora` and its "
+    "name and folder (`--lora-modules name=folder` in vLLM, `--lora-paths name=folder` in SGLang)."
+)
+_ENGINE_REMEDY = "Look at the server's log, and start it again."
 
 
 class ConnectionProblem(NamedTuple):
@@ -33,7 +40,7 @@ async def check_connection(spec: TeacherSpec, timeout_s: float = TIMEOUT_S) -> C
     """
     import aiohttp
 
-    if spec.is_free or (base := _find_base(spec)) is None:
+    if spec.is_free or spec.has_no_server or (base := _find_base(spec)) is None:
         return None
     try:
         endpoint = resolve_endpoint(spec)
@@ -63,11 +70,46 @@ async def check_connection(spec: TeacherSpec, timeout_s: float = TIMEOUT_S) -> C
         return ConnectionProblem(f"{where} refuses the key ({variable}), HTTP {status}: {words}.", "Set a valid key.")
     if status >= 500 and status not in HOPELESS_STATUSES:  # a server without this request is there all the same
         return ConnectionProblem(f"{where} replies with HTTP {status}: {words}.", remedy)
-    models = _list_models(text) if status == 200 and is_openai else []
+    models = _list_models(text) if status == 200 and is_openai else {}
     name = spec.model.split("/", 1)[1] if is_openai else ""
+    owners = {str(row.get("owned_by")) for row in models.values()} & OWN_SERVERS
     if models and name not in models:
-        some = ", ".join(models[:MAX_NAMED_MODELS]) + (", …" if len(models) > MAX_NAMED_MODELS else "")
-        return ConnectionProblem(f"{where} does not list the model {name!r}.", f"It lists {some}.", "warning")
+        some = (
+            "It lists " + ", ".join(list(models)[:MAX_NAMED_MODELS]) + (", …" if len(models) > MAX_NAMED_MODELS else "")
+        )
+        missing = f"{where} does not list the model {name!r}."
+        if owners:  # they list all that they answer for
+            return ConnectionProblem(missing, f"{some}. {_ADAPTER_REMEDY}")
+        return ConnectionProblem(missing, f"{some}.", "warning")
+    if owners:
+        return await _check_own_server(spec, where, base, models[name], headers, timeout_s)
+    return None
+
+
+async def _check_own_server(
+    spec: TeacherSpec, where: str, base: str, row: dict[str, Any], headers: dict[str, str], timeout_s: float
+) -> ConnectionProblem | None:
+    """Look whether the engine behind a vLLM or SGLang server works, and whether an answer fits into its context."""
+    import aiohttp
+
+    longest = row.get("max_model_len")
+    answer = spec.max_tokens + spec.allowed_thinking_tokens
+    if isinstance(longest, int) and longest <= answer:
+        remedy = "Start it with a larger --max-model-len, or lower teacher.max_tokens or teacher.thinking_tokens."
+        return ConnectionProblem(
+            f"{where} has a context of {longest} tokens, and an answer alone may take {answer}.", remedy
+        )
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            aiohttp.ClientSession() as session,
+            session.get(base.rstrip("/").removesuffix("/v1") + "/health", headers=headers) as got,
+        ):
+            status = got.status
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return ConnectionProblem(f"{where} lists its models, and does not say that it is healthy.", _ENGINE_REMEDY)
+    if status >= 500:
+        return ConnectionProblem(f"{where} lists its models, and its engine is ill: HTTP {status}.", _ENGINE_REMEDY)
     return None
 
 
@@ -84,11 +126,12 @@ def _find_base(spec: TeacherSpec) -> str | None:
     return base or (OPENAI_BASE if spec.model.startswith(OPENAI_PREFIXES) else None)
 
 
-def _list_models(text: str) -> list[str]:
-    """The ids of the models in the answer to `GET /models`; none if it has another form."""
+def _list_models(text: str) -> dict[str, dict[str, Any]]:
+    """The models in the answer to `GET /models`, by id; none if it has another form."""
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return []
+        return {}
     rows = value.get("data") if isinstance(value, dict) else value
-    return [str(row["id"]) for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else []
+    rows = rows if isinstance(rows, list) else []
+    return {str(row["id"]): row for row in rows if isinstance(row, dict) and row.get("id")}

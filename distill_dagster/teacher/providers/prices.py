@@ -47,7 +47,7 @@ def find_price(spec: TeacherSpec) -> TokenPrice | None:
         return TokenPrice(spec.price.input_usd, spec.price.output_usd)
     if spec.is_free:
         return TokenPrice(0.0, 0.0)
-    own_server = spec.api_base is not None and spec.model.startswith(DIRECT_PREFIXES)
+    own_server = spec.has_no_server or (spec.api_base is not None and spec.model.startswith(DIRECT_PREFIXES))
     return _find_listed_price(spec.model) or (None if own_server else _find_litellm_price(spec.model))
 
 

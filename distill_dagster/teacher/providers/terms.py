@@ -118,7 +118,8 @@ def find_terms_entry(spec: TeacherSpec) -> TermsEntry | None:
     """
     provider, _, rest = spec.model.partition("/")
     provider, model = (provider, rest) if rest else ("", spec.model)
-    if provider in _OPENAI_PREFIXES and spec.api_base and urlsplit(spec.api_base).hostname != OPENAI_HOST:
+    is_own = spec.has_no_server or (spec.api_base and urlsplit(spec.api_base).hostname != OPENAI_HOST)
+    if provider in _OPENAI_PREFIXES and is_own:
         provider = ""
     matching = [entry for entry in load_terms_table() if entry.matches(provider.lower(), model.lower())]
     return next((entry for entry in matching if entry.restricts == "yes"), matching[0] if matching else None)

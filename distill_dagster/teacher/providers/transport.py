@@ -49,6 +49,12 @@ async def send_request(endpoint: Endpoint, request: Request, timeout_s: float) -
         AttemptError: no answer came; the error says whether to retry.
         ContentFilterError: the provider's content filter rejected the prompt.
     """
+    if not endpoint.has_server:
+        raise AttemptError(
+            "This teacher has no server: only a batch runner answers it. Set teacher.api_base in task.yaml to ask it "
+            "online, or keep `mode: batch`.",
+            permanent=True,
+        )
     return await (_send_direct if is_direct(endpoint) else _send_through_litellm)(endpoint, request, timeout_s)
 
 
