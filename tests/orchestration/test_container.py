@@ -1,0 +1,64 @@
+"""The entry point of a container: the instance is ready before the command starts, and mistakes are one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.orchestration import container
+from distill_dagster.tasks.deployment_file import DEPLOYMENT_VARIABLE
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "instance"))  # as the image sets it
+    monkeypatch.delenv(DEPLOYMENT_VARIABLE, raising=False)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["container", *command])
+    container.main()
+
+
+def test_the_command_replaces_the_process_once_the_instance_is_ready(home: Path) -> None:
+    code = (
+        "import os, pathlib; print(os.getppid(), (pathlib.Path(os.environ['DAGSTER_HOME']) / 'dagster.yaml').exists())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_dagster.orchestration.container", sys.executable, "-c", code],
+        cwd=PROJECT_FOLDER,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    parent, is_ready = done.stdout.split()
+    assert is_ready == "True"
+    assert int(parent) == os.getpid(), "no process of ours in between: signals reach the command"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [((), "No command. Name one"), (("dagster-deamon", "run"), "dagster-deamon: No such file")]
+)
+def test_a_wrong_command_is_one_line(
+    command: tuple[str, ...], words: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=words):
+        run(monkeypatch, *command)
+
+
+def test_a_mistake_in_the_deployment_is_said_before_anything_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = home / "deployment.yaml"
+    path.write_text(yaml.safe_dump({"runs": {"lunch": True}}))
+    monkeypatch.setenv(DEPLOYMENT_VARIABLE, str(path))
+    with pytest.raises(SystemExit, match="Did you mean 'launch'"):
+        run(monkeypatch, "true")
