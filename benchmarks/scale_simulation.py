@@ -293,6 +293,9 @@ def write_table(plans: list[dict[str, Any]]) -> None:
         hours = " | ".join(f"{plan[f'{stage}_h']:,.2f}" for stage in ("slices", "cut", "training"))
         sizes = f"{plan['usd']:,.0f} | {plan['cut_memory_gb']:,.1f} | {plan['instance_gb']:,.2f}"
         lines.append(f"| {plan['name']} | {hours} | {plan['bottleneck']} | {sizes} |")
+    last = plans[-1]
+    lost = f"The last plan loses {last['workers_lost']:,} workers, each every four hours on average. It asks"
+    lines += ["", f"{lost} {last['asked_again_share']:.2%} of its completions again."]
     before, rest = DOCS.read_text(encoding="utf-8").split(MARK)
     after = rest.split(END)[1]
     DOCS.write_text(f"{before}{MARK}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
