@@ -93,7 +93,7 @@ def measure_runs(scratch: Path, server: FaultyProxy) -> dict[str, float]:
 
 
 def measure_records(scratch: Path, server: FaultyProxy, slices: int) -> dict[str, float]:
-    """Seconds and requests for the records of so many slices, which is what status needs: first, again, and on a new machine."""
+    """Seconds and requests for the records of so many slices, as status reads them: first, again, on a new machine."""
     stages = ("seed_prompts", "teacher_completions", "scored_completions", "judged")
 
     def put(lake: ObjectLake, stage: str, number: int) -> None:

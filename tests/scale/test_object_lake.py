@@ -164,13 +164,12 @@ def test_two_writers_of_the_same_do_not_disagree(open_lake: OpenLake) -> None:
 def test_a_fault_changes_nothing(
     open_lake: OpenLake, store: FaultyProxy, fault: Fault, method: str, part: str, is_first: bool
 ) -> None:
-    if not is_first:
-        write(open_lake("before"), "old")
+    write(open_lake("before"), "old", partition=SLICE if not is_first else "another")
     store.choose, before = inject_once(fault, method, part), store.injected[fault]
     write(open_lake("one"), "a", "b")
     assert read_ids(open_lake("other")) == ["a", "b"]
     assert store.injected[fault] == before + 1
-    assert len(list_objects(open_lake("one"))) == 2 - is_first
+    assert len(list_objects(open_lake("one"))) == 2
 
 
 def test_a_store_that_is_down_is_named_and_nothing_is_published(
@@ -186,6 +185,17 @@ def test_a_store_that_is_down_is_named_and_nothing_is_published(
         write(lake, "new")
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
     assert read_ids(open_lake("other")) == ["old"]
+
+
+def test_a_server_that_ignores_conditions_is_refused(open_lake: OpenLake, store: FaultyProxy) -> None:
+    store.ignores_conditions = True
+    try:
+        with pytest.raises(DistillError, match=r"s3://lake/.* ignores the conditions .* conditional puts"):
+            write(open_lake("one"), "a")
+    finally:
+        store.ignores_conditions = False
+    assert open_lake("other").read_record(TASK, ASSET, SLICE) is None
+    write(open_lake("one"), "a")
 
 
 def test_a_reader_never_sees_a_part(open_lake: OpenLake, store: FaultyProxy) -> None:
@@ -348,6 +358,8 @@ def test_releases_reach_another_machine(open_lake: OpenLake, tmp_path: Path) -> 
     assert not (found.path / "bin" / "weights").exists()
     complete_release(lakes["other"], other, TASK)
     verify_release(found)
+
+    assert "released[1]" in lakes["one"].list_records(TASK)
 
     second = other.publish(TASK, fill)
     push_new_release(lakes["other"], other, TASK, second.number)

@@ -20,6 +20,7 @@ Fault = Literal["503", "slow", "cut", "lost"]
 Chooser = Callable[[str, str], Fault | None]
 """Chooses the fault of a request by its method and path."""
 
+CONDITIONS = ("if-match", "if-none-match")
 BUCKET = "lake"
 SLOW_S = 0.3
 START_S = 60.0
@@ -48,6 +49,7 @@ class FaultyProxy:
         self.choose: Chooser = lambda method, path: None
         self.counts: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
+        self.ignores_conditions = False
         self._lock = threading.Lock()
         proxy = self
 
@@ -83,7 +85,9 @@ class FaultyProxy:
         if fault == "slow":
             time.sleep(SLOW_S)
         passed = http.client.HTTPConnection(self.target, timeout=60)
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
+        headers = {name.lower(): value for name, value in request.headers.items() if name.lower() != "connection"}
+        for name in CONDITIONS if self.ignores_conditions else ():
+            headers.pop(name, None)
         passed.request(request.command, request.path, content or None, headers)
         answer = passed.getresponse()
         body = answer.read()

@@ -74,15 +74,15 @@ class ObjectLake(Lake):
         It has the name of one version: what this path contains never changes.
         """
         name = _get_table_name(asset, partition)
-        folder = self._follow(task, asset, partition, _get_current, name)
-        return (folder or self.cache.get_folder(_get_prefix(task, asset, partition))) / name
+        found = self._follow(task, asset, partition, name)
+        return (found[0] if found else self.cache.get_folder(_get_prefix(task, asset, partition))) / name
 
     def get_folder(self, task: str, asset: str, partition: str) -> Path:
         """The local copy of an artifact that is not a table; a folder that does not exist if none was made."""
         if asset == "eval_report":
             return self._refresh_report(task, partition)
-        folder = self._follow(task, asset, partition, _get_current, RECORD_FILE)
-        return folder or self.cache.get_folder(_get_prefix(task, asset, partition))
+        found = self._follow(task, asset, partition, RECORD_FILE)
+        return found[0] if found else self.cache.get_folder(_get_prefix(task, asset, partition))
 
     def read_record(self, task: str, asset: str, partition: str | None = None) -> ArtifactRecord | None:
         pointer = self._read_pointer(task, asset, partition)
@@ -122,37 +122,23 @@ class ObjectLake(Lake):
     def scan_good(
         self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
     ) -> tuple[pl.LazyFrame, ArtifactRecord] | None:
-        found: StoredVersion | None = None
-
-        def find_good(pointer: Pointer | None) -> StoredVersion | None:
-            nonlocal found
-            found = pointer.find_good() if pointer is not None else None
-            return found
-
         name = _get_table_name(asset, partition)
-        place = self._follow(task, asset, partition, find_good, name)
-        if place is None or found is None:
+        found = self._follow(task, asset, partition, name, is_good=True)
+        if found is None:
             return None
         # The name of the partition, not of the version: the folder has one version of each.
         kept = folder / name
-        _link_or_copy(place / name, kept)
-        return scan_table_file(kept, schema), ArtifactRecord(**found.record)
+        _link_or_copy(found[0] / name, kept)
+        return scan_table_file(kept, schema), ArtifactRecord(**found[1].record)
 
     def read(
         self, task: str, asset: str, partition: str | None, schema: pl.Schema
     ) -> tuple[pl.DataFrame, ArtifactRecord]:
-        found: StoredVersion | None = None
-
-        def find_current(pointer: Pointer | None) -> StoredVersion | None:
-            nonlocal found
-            found = pointer.current if pointer is not None else None
-            return found
-
         name = _get_table_name(asset, partition)
-        place = self._follow(task, asset, partition, find_current, name)
-        if place is None or found is None:
+        found = self._follow(task, asset, partition, name)
+        if found is None:
             raise build_missing_error(task, asset, partition)
-        return scan_table_file(place / name, schema).collect(), ArtifactRecord(**found.record)
+        return scan_table_file(found[0] / name, schema).collect(), ArtifactRecord(**found[1].record)
 
     def note_version(self, task: str, asset: str, partition: str | None) -> None:
         key = _get_pointer_key(task, asset, partition)
@@ -232,14 +218,9 @@ class ObjectLake(Lake):
         return self.pointers.read(_get_pointer_key(task, asset, partition))
 
     def _follow(
-        self,
-        task: str,
-        asset: str,
-        partition: str | None,
-        choose: Callable[[Pointer | None], StoredVersion | None],
-        file: str,
-    ) -> Path | None:
-        """The local folder of the version that `choose` takes from the pointer, or None if there is none.
+        self, task: str, asset: str, partition: str | None, file: str, is_good: bool = False
+    ) -> tuple[Path, StoredVersion] | None:
+        """The current or last good version of an artifact and its local folder, or None if there is none.
 
         Args:
             file: a file that the version must have: a table has none of a folder's files, and the reverse.
@@ -247,11 +228,11 @@ class ObjectLake(Lake):
         key = _get_pointer_key(task, asset, partition)
         for left in reversed(range(READ_ATTEMPTS)):
             pointer = self._fetched.pop(key) if key in self._fetched else self.pointers.read(key)
-            version = choose(pointer)
+            version = None if pointer is None else pointer.find_good() if is_good else pointer.current
             if version is None or file not in version.files:
                 return None
             try:
-                return self._fetch(version)
+                return self._fetch(version), version
             except ObjectMissingError:
                 if not left:
                     raise
@@ -281,19 +262,15 @@ class ObjectLake(Lake):
         record = self.read_record(task, "eval_report", student)
         if record is None or read_folder_record(target) == record:
             return target
-        place = self._follow(task, "eval_report", student, _get_current, RECORD_FILE)
-        if place is not None:
+        found = self._follow(task, "eval_report", student, RECORD_FILE)
+        if found is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = get_temporary_path(target)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            link_files(place, temporary)
+            link_files(found[0], temporary)
             swap_folder(temporary, target)
         return target
-
-
-def _get_current(pointer: Pointer | None) -> StoredVersion | None:
-    return pointer.current if pointer is not None else None
 
 
 def _get_table_name(asset: str, partition: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from distill_dagster.core.files import write_atomically
 from distill_dagster.core.hashing import hash_file
 from distill_dagster.tables.object_lake.bucket import Bucket, LakeError, ObjectChangedError
 
+CHECKED = "conditional-puts"
 POINTERS, SNAPSHOTS = "pointers", "snapshots"
 SHARE_FROM = 100
 """Pointers that a process had to read one by one, from which on it shares them with new machines."""
@@ -141,6 +143,7 @@ class Pointers:
             ConflictError: another writer was first.
             LakeError: the store does not answer.
         """
+        require_conditional_puts(self.bucket)
         good = None
         if version.is_blocked and before is not None:
             good = before.find_good()
@@ -179,6 +182,39 @@ def _describe_conflict(name: str, found: Pointer | None) -> str:
         f"{name} was written by process {writer['pid']} on {writer['host']} at {writer['at']}, while this process made "
         "it from what was there before. That version stays. Run the command again: it makes only what is still stale."
     )
+
+
+_checked_urls: set[str] = set()
+
+
+def require_conditional_puts(bucket: Bucket) -> None:
+    """Check once per lake that its server refuses a put whose condition is not met.
+
+    Raises:
+        DistillError: it does not.
+    """
+    if bucket.url in _checked_urls:
+        return
+    if bucket.read(CHECKED) is None:
+        _check_conditions(bucket)
+        bucket.put(CHECKED, b"This server refuses a put whose condition is not met.")
+    _checked_urls.add(bucket.url)
+
+
+def _check_conditions(bucket: Bucket) -> None:
+    probe = f"{CHECKED}.{secrets.token_hex(8)}"
+    try:
+        etag = bucket.replace(probe, b"1", None)
+        bucket.replace(probe, b"2", etag)
+        for condition in (None, etag):  # it is there, and has another ETag
+            with contextlib.suppress(ObjectChangedError):
+                bucket.replace(probe, b"3", condition)
+                raise DistillError(
+                    f"The server of {bucket.url} ignores the conditions If-None-Match and If-Match of a put, so one "
+                    "writer could undo the work of another. Use a server that has conditional puts."
+                )
+    finally:
+        bucket.delete([probe])
 
 
 def map_in_threads(function: Callable[[Any], Any], items: Iterable[Any], most: int = PARALLEL_REQUESTS) -> list[Any]:

@@ -10,10 +10,12 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_dagster.core.files import write_atomically
+from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.object_lake.pointers import POINTERS, Pointer, StoredVersion, list_files, map_in_threads
 from distill_dagster.tables.object_lake.transfer import PARALLEL_FILES, TransferReporter
 
@@ -44,7 +46,8 @@ class SharedReleases:
         """
         place = self.folder / str(number)
         objects = f"objects/{self.task}/{RELEASED}/{number}/{secrets.token_hex(8)}"
-        version = StoredVersion(objects, list_files(place), {"asset": RELEASED, "data_version": objects})
+        record = ArtifactRecord(RELEASED, str(number), objects, "1", {})
+        version = StoredVersion(objects, list_files(place), asdict(record))
         try:
             self.lake.upload(version, place)
             self.lake.pointers.replace(self._get_key(number), None, version, f"release {number} of {self.task}")
