@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 import psutil
 
-HOST = platform.node()[:60]
-"""The name of this machine."""
+INITIAL_NAMESPACE = "pid:[4026531836]"
+"""The namespace of process ids that Linux starts with (`PROC_PID_INIT_INO`)."""
+
+
+def name_host(node: str, namespace: str) -> str:
+    """Name where process ids mean the same: a machine, or a container, which may have the name of its machine."""
+    own = re.sub(r"\D", "", namespace) if namespace not in ("", INITIAL_NAMESPACE) else ""
+    return f"{node[:60]}/{own}" if own else node[:60]
+
+
+def _read_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not on Linux
+        return ""
+
+
+HOST = name_host(platform.node(), _read_namespace())
+"""The name of this machine or container."""
 
 
 @lru_cache(maxsize=4)

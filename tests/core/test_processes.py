@@ -9,7 +9,14 @@ import sys
 
 import psutil
 
-from distill_dagster.core.processes import HOST, describe_process, get_process_name, is_process_gone
+from distill_dagster.core.processes import (
+    HOST,
+    INITIAL_NAMESPACE,
+    describe_process,
+    get_process_name,
+    is_process_gone,
+    name_host,
+)
 from tests.support.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(3600)"]
@@ -36,6 +43,16 @@ def test_a_process_is_gone_once_it_has_ended_or_its_number_belongs_to_another() 
 def test_a_process_of_another_host_is_never_called_gone() -> None:
     assert not is_process_gone("elsewhere:1:0")
     assert describe_process("elsewhere:17:0") == "process 17 on elsewhere"
+
+
+def test_containers_with_the_name_of_their_machine_are_hosts_of_their_own() -> None:
+    """With the network of their machine they have its name, but a process id means another process in each."""
+    machine = name_host("node", INITIAL_NAMESPACE)
+    assert machine == name_host("node", "") == "node"
+    names = [machine, *(name_host("node", f"pid:[{inode}]") for inode in (4026532001, 4026532002))]
+    assert len(set(names)) == 3
+    for name in set(names) - {HOST}:
+        assert not is_process_gone(f"{name}:{os.getpid()}:0")
 
 
 def test_a_suspended_process_is_called_so_with_what_continues_it() -> None:

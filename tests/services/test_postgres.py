@@ -26,7 +26,7 @@ from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.prices import WorstCase
 from distill_dagster.teacher.providers.responses import build_unusable_response
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, CommandResult, Project, create_project
-from tests.services.conftest import Server
+from tests.support.postgres import Server
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 from tests.support.waiting import HANG_S

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 STORE_FILE = "completions.db"
 LEDGER_LOCK = 0x6C6564676572
 """The advisory lock that PostgreSQL takes around decisions on what may be sent. Any fixed number will do."""
+MAX_CONNECTIONS, POOL_WAIT_S = 4, 60.0
+"""Connections of one store to a PostgreSQL server. Who needs one more waits for it."""
 KEYS_PER_LOOKUP = 2000
 """Keys per query."""
 _METADATA = sa.MetaData()
@@ -86,11 +88,13 @@ class CompletionStore:
     """Answers by request_key. Safe for several processes. The first answer to a request is never overwritten."""
 
     def __init__(self, url: str) -> None:
-        arguments = {"timeout": 60} if url.startswith("sqlite") else {}
-        self._engine = sa.create_engine(url, connect_args=arguments)
-        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._sqlite = url.startswith("sqlite")
+        # A server has few connections for many processes, and closes those that are idle for long.
+        server = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": POOL_WAIT_S, "pool_pre_ping": True}
+        options: dict[str, Any] = {"connect_args": {"timeout": 60}} if self._sqlite else server
+        self._engine = sa.create_engine(url, **options)
         # Reservations need not survive a power failure, so they do not wait for the disk.
-        self._quick = sa.create_engine(url, connect_args=arguments) if self._sqlite else self._engine
+        self._quick = sa.create_engine(url, **options) if self._sqlite else self._engine
         self._expired_at, self._has_pacing = 0.0, False
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_sqlite_pragmas)
