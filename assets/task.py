@@ -18,6 +18,7 @@ from assets.served_traffic import build_traffic_definitions
 from assets.stage_asset import build_source_assets
 from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
+from distill_dagster.config.deployment import JobKind
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.source_versions import list_features
 from distill_dagster.pipeline.stage_table import Partition, Stage, get_job_name, get_stage_job_name, list_stages
@@ -30,14 +31,18 @@ JOBS: dict[Partition, str] = {
     "assistant": "One student that teaches another one: training, and its answers to the filtered dataset.",
 }
 """The jobs of a task, by what their assets are partitioned by. The UI shows the runs of `distill` under them."""
-
-
-RunTags = Mapping[str, Mapping[str, Any]]
-"""Tags of runs by kind of job: shared, slices, students, assistants."""
+JOB_KINDS: dict[Partition, JobKind] = {
+    None: "shared",
+    "slice": "slices",
+    "student": "students",
+    "assistant": "assistants",
+}
+RunTags = Mapping[JobKind, Mapping[str, Any]]
+"""Tags of runs by kind of job."""
 
 
 def _get_tags(tags: RunTags, partition: Partition) -> Mapping[str, Any]:
-    return tags.get("shared" if partition is None else f"{partition}s", {})
+    return tags.get(JOB_KINDS[partition], {})
 
 
 def _build_job(graph: TaskGraph, partition: Partition, tags: RunTags) -> UnresolvedAssetJobDefinition:

@@ -13,6 +13,8 @@ from pydantic import Field, field_validator
 from distill_dagster.config.base import ConfigModel
 
 LAKE_URL_PATTERN = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#@]*)?")
+JobKind = Literal["shared", "slices", "students", "assistants"]
+"""What the runs of a job make: what all slices and students share, or one slice, student or assistant each."""
 
 
 class RunsSpec(ConfigModel):
@@ -41,7 +43,7 @@ class RunsSpec(ConfigModel):
         description="how many steps of a pool run at the same time, over all runs: `teacher` for those that ask a "
         "teacher, `training` for those that train or ask students. By default 1, or what was set in the UI",
     )
-    tags: dict[Literal["shared", "slices", "students", "assistants"], dict[str, str | dict[str, Any]]] = Field(
+    tags: dict[JobKind, dict[str, str | dict[str, Any]]] = Field(
         default={},
         description="Dagster tags of the runs of a job: `slices`, `students`, `assistants`, or `shared` for what all "
         "share. Run launcher and queue read them, such as `dagster-k8s/config` with a GPU for `students`",

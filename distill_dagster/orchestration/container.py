@@ -14,7 +14,7 @@ from distill_dagster.core.paths import Home
 from distill_dagster.orchestration.instance import prepare_instance_folder
 
 
-def main() -> None:
+def run_command() -> None:
     """Replace this process by the command of the arguments.
 
     Raises:
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command()

@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
     monkeypatch.setattr(sys, "argv", ["container", *command])
-    container.main()
+    container.run_command()
 
 
 def test_the_command_replaces_the_process_once_the_instance_is_ready(home: Path) -> None:
