@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from distill_dagster.orchestration import fail_dead_runs
+from distill_dagster.orchestration.dead_runs import fail_dead_runs, fail_lost_starts
 
 
 def build_dead_runs_sensor() -> dg.SensorDefinition:
@@ -15,7 +15,7 @@ def build_dead_runs_sensor() -> dg.SensorDefinition:
         description="Marks runs as failed whose process was killed, and releases their pool slots.",
     )
     def _dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        marked = fail_dead_runs(context.instance)
+        marked = fail_dead_runs(context.instance) + fail_lost_starts(context.instance)
         names = ", ".join(run_id[:8] for run_id in marked)
         return dg.SkipReason(f"Marked as failed: {names}." if marked else "The process of every open run is alive.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import dagster as dg
+from dagster._core.launcher.base import WorkerStatus
 
 from distill_dagster.core.processes import is_process_gone
 from distill_dagster.orchestration.tags import read_process_tag
@@ -31,6 +32,24 @@ def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         marked.append(run.run_id)
     _release_unused_slots(instance)
+    return marked
+
+
+def fail_lost_starts(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs as failed whose worker was lost before they began, as far as the run launcher knows.
+
+    Dagster asks the launcher only about runs that have begun. Returns the ids of the runs that were marked.
+    """
+    starting = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+    if not starting or not instance.run_launcher.supports_check_run_worker_health:
+        return []
+    marked = []
+    for run in starting:
+        health = instance.run_launcher.check_run_worker_health(run)
+        found = instance.get_run_by_id(run.run_id)
+        if health.status == WorkerStatus.FAILED and found and found.status == dg.DagsterRunStatus.STARTING:
+            instance.report_run_failed(run, f"The worker of this run was lost before it began. {health.msg or ''}")
+            marked.append(run.run_id)
     return marked
 
 

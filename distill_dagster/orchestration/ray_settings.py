@@ -14,6 +14,8 @@ JOB_VARIABLES = ["DISTILL_HOME", "DISTILL_TASKS", "DAGSTER_HOME", DEPLOYMENT_VAR
 of them is a secret: keys and the URLs of databases are set where the workers are started."""
 POLL_S = 10
 """Seconds between two looks at the jobs of open runs."""
+START_S = 3600
+"""Seconds that a job may wait for a worker, which an autoscaler may have to start."""
 
 
 def require_ray() -> None:
@@ -57,5 +59,5 @@ def build_instance_settings(spec: RaySpec) -> dict[str, Any]:
             "max_retries": spec.lost_worker_retries,
             "retry_on_asset_or_op_failure": False,
         },
-        "run_monitoring": {"poll_interval_seconds": POLL_S},
+        "run_monitoring": {"poll_interval_seconds": POLL_S, "start_timeout_seconds": START_S},
     }

@@ -59,8 +59,12 @@ def test_runs_become_jobs_of_the_cluster_and_a_lost_one_is_started_again(prepare
     cluster = launcher["config"]["ray"]
     assert (cluster["address"], cluster["num_cpus"], cluster["memory"]) == ("http://127.0.0.1:1", 2, 1.5 * 2**30)
     assert config["run_retries"] == {"enabled": True, "max_retries": 5, "retry_on_asset_or_op_failure": False}
-    assert config["run_monitoring"].pop("poll_interval_seconds") < plain["run_monitoring"].pop("poll_interval_seconds")
-    assert {**config, "run_retries": None} == {**plain, "run_retries": None}, "all else is as it was"
+    watched, unwatched = config["run_monitoring"], plain["run_monitoring"]
+    assert watched["poll_interval_seconds"] < unwatched["poll_interval_seconds"]
+    assert watched["start_timeout_seconds"] > unwatched["start_timeout_seconds"], "a job may wait for a worker"
+    assert watched["cancel_timeout_seconds"] == unwatched["cancel_timeout_seconds"]
+    changed = {"run_retries": None, "run_monitoring": None}
+    assert config | changed == plain | changed, "all else is as it was"
 
 
 @pytest.mark.usefixtures("has_ray")

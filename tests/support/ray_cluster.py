@@ -22,7 +22,7 @@ from unittest import mock
 
 import psutil
 
-START_S, STOP_S = 180, 30
+START_S, STOP_S = 600, 30
 STORE_BYTES = 100_000_000
 FOLDER_VARIABLE = "DISTILL_TEST_RAY_FOLDER"
 # Without a server for Ray Client: nothing uses it, it takes a fixed port, and the head ends if it starts slowly.
@@ -130,7 +130,7 @@ class RayCluster:
         """Wait until the head answers and so many workers are alive.
 
         Raises:
-            AssertionError: It does not within three minutes. It shows what the nodes wrote.
+            AssertionError: It does not within ten minutes. It shows what the nodes wrote.
         """
         from ray._raylet import GcsClient
 

@@ -1,0 +1,67 @@
+"""A run that Dagster starts again is followed to the one in its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
+
+from distill_dagster.orchestration import retried_runs
+from distill_dagster.orchestration.retried_runs import find_attempts, is_retried
+
+
+@dg.job
+def nothing() -> None:
+    pass
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    retries = {"enabled": True, "max_retries": 1, "retry_on_asset_or_op_failure": False}
+    with dg.instance_for_test({"run_retries": retries}) as instance:
+        yield instance
+
+
+def start(instance: dg.DagsterInstance, parent: dg.DagsterRun | None = None) -> dg.DagsterRun:
+    tags = {PARENT_RUN_ID_TAG: parent.run_id, ROOT_RUN_ID_TAG: parent.run_id} if parent else {}
+    ids = {"parent_run_id": parent.run_id, "root_run_id": parent.run_id} if parent else {}
+    run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags, **ids)
+    if parent:
+        instance.add_run_tags(parent.run_id, {AUTO_RETRY_RUN_ID_TAG: run.run_id})
+    return run
+
+
+def test_a_lost_run_goes_on_in_the_one_in_its_place(instance: dg.DagsterInstance) -> None:
+    first = start(instance)
+    instance.report_run_failed(first, "its worker was lost")
+    assert is_retried(instance, first.run_id)
+    second = start(instance, first)
+    assert is_retried(instance, first.run_id)
+    instance.report_run_failed(second, "its worker was lost too")
+    assert not is_retried(instance, first.run_id), "one retry was allowed"
+    assert [run.run_id for run in find_attempts(instance, first.run_id)] == [first.run_id, second.run_id]
+
+
+def test_a_run_that_failed_in_a_step_has_ended(instance: dg.DagsterInstance) -> None:
+    run = start(instance)
+    instance.report_run_failed(run, "", JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE))
+    assert not is_retried(instance, run.run_id)
+
+
+def test_a_run_that_nobody_starts_again_has_ended(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(instance)
+    instance.report_run_failed(run, "its worker was lost, and its backfill was cancelled")
+    later = time.time() + retried_runs.GIVEN_UP_S + 1
+    monkeypatch.setattr(retried_runs.time, "time", lambda: later)
+    assert not is_retried(instance, run.run_id)
+
+
+def test_a_deleted_run_has_no_attempts(instance: dg.DagsterInstance) -> None:
+    assert find_attempts(instance, "00000000-0000-0000-0000-000000000000") == []
+    assert not is_retried(instance, "00000000-0000-0000-0000-000000000000")
