@@ -29,7 +29,7 @@ from distill_dagster.pipeline.open_lake import build_lake
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.object_lake.lake import ObjectLake
-from distill_dagster.tables.object_lake.pointers import Pointer, StoredVersion, map_in_threads
+from distill_dagster.tables.object_lake.pointers import Pointer, StoredVersion, request_all
 from distill_dagster.tables.schemas import PROMPT_CONTEXT, build_frame
 from tests.support.object_store import BUCKET, CREDENTIALS, FaultyProxy, inject_often, run_object_store
 
@@ -103,7 +103,7 @@ def measure_records(scratch: Path, server: FaultyProxy, slices: int) -> dict[str
         lake.bucket.put(f"pointers/task/{stage}/{key}.json", Pointer(version).to_bytes())
 
     lake = ObjectLake(f"s3://{BUCKET}/many", scratch / "many", scratch / "reports", 2**28)
-    map_in_threads(lambda one: put(lake, *one), [(stage, n) for stage in stages for n in range(slices)])
+    request_all(lambda one: put(lake, *one), [(stage, n) for stage in stages for n in range(slices)])
     figures = {"lake_slices_listed": float(slices)}
     for name in ("first", "again", "elsewhere"):
         if name == "elsewhere":

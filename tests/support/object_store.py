@@ -26,13 +26,14 @@ SLOW_S = 0.3
 START_S = 60.0
 # In a process of its own: its locks must not meet those of the process under test.
 _SERVE = (
-    "import logging, sys, threading\n"
+    "import logging, os, sys\n"
     "logging.getLogger('werkzeug').setLevel(logging.ERROR)\n"
     "from moto.server import ThreadedMotoServer\n"
     "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
     "server.start()\n"
     "print(server.get_host_and_port()[1], flush=True)\n"
-    "sys.stdin.read()\n"
+    "sys.stdin.read()\n"  # until the process that started it ends, however it ends
+    "os._exit(0)\n"
 )
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",

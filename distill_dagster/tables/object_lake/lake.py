@@ -34,7 +34,7 @@ from distill_dagster.tables.object_lake.pointers import (
     Pointers,
     StoredVersion,
     list_files,
-    map_in_threads,
+    request_all,
 )
 from distill_dagster.tables.object_lake.releases import SharedReleases
 from distill_dagster.tables.object_lake.transfer import PARALLEL_FILES, TransferReporter
@@ -117,7 +117,7 @@ class ObjectLake(Lake):
                 self._fetch(version)
             reporter.add()
 
-        map_in_threads(fetch, absent, PARALLEL_FILES)
+        request_all(fetch, absent, PARALLEL_FILES)
 
     def scan_good(
         self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
@@ -212,7 +212,7 @@ class ObjectLake(Lake):
             self.bucket.upload(f"{version.objects}/{name}", folder / name)
             reporter.add()
 
-        map_in_threads(upload_file, version.files, PARALLEL_FILES)
+        request_all(upload_file, version.files, PARALLEL_FILES)
 
     def _read_pointer(self, task: str, asset: str, partition: str | None) -> Pointer | None:
         return self.pointers.read(_get_pointer_key(task, asset, partition))
@@ -252,7 +252,7 @@ class ObjectLake(Lake):
                 self.bucket.download(f"{version.objects}/{name}", path, file["bytes"], file["sha256"])
                 reporter.add()
 
-            map_in_threads(download, version.files, PARALLEL_FILES)
+            request_all(download, version.files, PARALLEL_FILES)
 
         return self.cache.add(version.objects, version.files, fill)
 

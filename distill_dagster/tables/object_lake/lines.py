@@ -7,7 +7,7 @@ from pathlib import Path
 from distill_dagster.core.files import append_durably, lock_file
 from distill_dagster.core.hashing import hash_strings
 from distill_dagster.tables.object_lake.bucket import Bucket
-from distill_dagster.tables.object_lake.pointers import map_in_threads
+from distill_dagster.tables.object_lake.pointers import request_all
 
 
 def merge_lines(bucket: Bucket, prefix: str, path: Path) -> None:
@@ -23,7 +23,7 @@ def merge_lines(bucket: Bucket, prefix: str, path: Path) -> None:
             f"{prefix}{hash_strings(line.decode(errors='replace'))}.jsonl": line for line in own if line.endswith(b"\n")
         }
         shared = {listed.key for listed in bucket.list_objects(prefix)}
-        map_in_threads(lambda key: bucket.put(key, lines[key]), lines.keys() - shared)
-        found = map_in_threads(bucket.read, sorted(shared - lines.keys()))
+        request_all(lambda key: bucket.put(key, lines[key]), lines.keys() - shared)
+        found = request_all(bucket.read, sorted(shared - lines.keys()))
         if new := b"".join(content[0] for content in found if content is not None):
             append_durably(path, new)

@@ -123,7 +123,7 @@ class Pointers:
                 now[listed.key] = kept[listed.key]
             else:
                 changed.append(listed.key)
-        for key, found in zip(changed, map_in_threads(self.bucket.read, changed), strict=True):
+        for key, found in zip(changed, request_all(self.bucket.read, changed), strict=True):
             if found is not None:
                 now[key] = [found[1], found[0].decode()]
         if now != kept or not kept_file.exists():
@@ -217,7 +217,7 @@ def _check_conditions(bucket: Bucket) -> None:
         bucket.delete([probe])
 
 
-def map_in_threads(function: Callable[[Any], Any], items: Iterable[Any], most: int = PARALLEL_REQUESTS) -> list[Any]:
+def request_all(function: Callable[[Any], Any], items: Iterable[Any], most: int = PARALLEL_REQUESTS) -> list[Any]:
     """The results of a function for each item, in order; requests run at the same time."""
     todo = list(items)
     if len(todo) < 2:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from distill_dagster.core.files import write_atomically
 from distill_dagster.tables.lake import ArtifactRecord
-from distill_dagster.tables.object_lake.pointers import POINTERS, Pointer, StoredVersion, list_files, map_in_threads
+from distill_dagster.tables.object_lake.pointers import POINTERS, Pointer, StoredVersion, list_files, request_all
 from distill_dagster.tables.object_lake.transfer import PARALLEL_FILES, TransferReporter
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SharedReleases:
             for number, pointer in self._read_pointers().items()
             if not (self.folder / str(number)).exists()
         }
-        map_in_threads(lambda number: self._fetch(absent[number], number, [self.manifest]), absent)
+        request_all(lambda number: self._fetch(absent[number], number, [self.manifest]), absent)
         if (current := self.lake.bucket.read(self._get_current_key())) is not None:
             number = json.loads(current[0])["number"]
             write_atomically(self.folder / CURRENT, f"{number}\n")
@@ -103,7 +103,7 @@ class SharedReleases:
             reporter.add()
 
         try:
-            map_in_threads(fetch, wanted, PARALLEL_FILES)
+            request_all(fetch, wanted, PARALLEL_FILES)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
