@@ -38,6 +38,7 @@ def build_source(home: Any, student: str, work: Path) -> Any:
     from distill_dagster.pipeline.open_task import open_task
     from distill_dagster.pipeline.stages.predictions import build_held_out_items
     from distill_dagster.release.merged import AnsweredPrompt, choose_parity_prompts, write_merged
+    from distill_dagster.release.runtimes.types import StudentSetup
     from distill_dagster.release.types import DevItem, ExportSource
     from distill_dagster.student.types import TaskSettings
 
@@ -58,7 +59,7 @@ def build_source(home: Any, student: str, work: Path) -> Any:
     own = [json.loads(answers["dev", item.id, DISTILLED]) for item in dev]
     adapter, merged = lake / "student_adapter" / student, work / "merged"
     chosen = choose_parity_prompts(asked)
-    made = write_merged(spec, list(task.labels), settings, home.models, adapter, chosen, merged)
+    made = write_merged(StudentSetup(spec, tuple(task.labels), settings, home.models), adapter, chosen, merged)
     assert made.parity.passed, made.parity.text
     return ExportSource(
         task=TASK,

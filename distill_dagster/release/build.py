@@ -123,7 +123,7 @@ def _write_exports(inputs: ReleaseInputs, setup: StudentSetup, folder: Path) -> 
     wanted = tuple(task.release.exports)
     copy_adapter(inputs.adapter, folder / "adapter")
     merged = folder / "merged"
-    made = write_merged(spec, task.labels, setup.settings, inputs.models, folder / "adapter", inputs.asked, merged)
+    made = write_merged(setup, folder / "adapter", inputs.asked, merged)
     if not made.parity.passed:
         raise ParityError(
             f"The merged model does not answer as the adapter, so nothing is released. {made.parity.text}"
@@ -158,7 +158,7 @@ def _write_exports(inputs: ReleaseInputs, setup: StudentSetup, folder: Path) -> 
     if "merged" not in wanted:
         shutil.rmtree(merged)
     else:
-        rounded = round_if_equal(spec, task.labels, setup.settings, inputs.models, merged, made.answers)
+        rounded = round_if_equal(setup, merged, made.answers)
         if rounded is not None and not rounded.passed:
             notes.append(f"`merged` stays in 32 bits: {rounded.text}")
         if made.renderer is not None:

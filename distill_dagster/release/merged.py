@@ -24,13 +24,14 @@ from distill_dagster.release.types import Parity, ParityPrompt
 from distill_dagster.student.encoder import HEAD_FILE, EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.loading import get_torch_dtype
-from distill_dagster.student.predict import StudentPredictor, load_predictor
+from distill_dagster.student.predict import StudentPredictor
 from distill_dagster.student.prompts import LABEL_CUE
 from distill_dagster.student.train import LABELS_FILE, PROMPT_FILE
-from distill_dagster.student.types import StudentPrompt, TaskSettings
+from distill_dagster.student.types import StudentPrompt
 
 if TYPE_CHECKING:
-    from distill_dagster.config import LabelSpec, StudentSpec
+    from distill_dagster.config import StudentSpec
+    from distill_dagster.release.runtimes.types import StudentSetup
     from distill_dagster.student.prompts import PromptRenderer
     from distill_dagster.student.train import Student
 
@@ -85,15 +86,7 @@ def copy_adapter(adapter: Path, folder: Path) -> None:
     shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns(*NOT_RELEASED))
 
 
-def write_merged(
-    spec: StudentSpec,
-    labels: list[LabelSpec],
-    settings: TaskSettings,
-    models_folder: Path,
-    adapter: Path,
-    asked: Sequence[AnsweredPrompt],
-    folder: Path,
-) -> MergedStudent:
+def write_merged(setup: StudentSetup, adapter: Path, asked: Sequence[AnsweredPrompt], folder: Path) -> MergedStudent:
     """Write the merged student in float32 to a new folder, and answer the prompts with the adapter in float32.
 
     The folder has config.json, the weights as safetensors, the tokenizer, labels.json, for a causal student prompt.json
@@ -105,9 +98,9 @@ def write_merged(
     Raises:
         ModelError: the base or the adapter cannot be loaded.
     """
-    exact = spec.model_copy(update={"dtype": "float32", "quantization": "none"})
+    exact = setup.with_spec(dtype="float32", quantization="none")
     report_progress("merging the adapter into its base", 0, 0)
-    predictor = load_predictor(exact, labels, settings, models_folder, adapter)
+    predictor = exact.load_predictor(adapter)
     assert isinstance(predictor, StudentPredictor)
     student = predictor.student
     answers = tuple(_answer(student, asked))
@@ -115,44 +108,30 @@ def write_merged(
     renderer = None if isinstance(student, EncoderStudent) else student.renderer
     cue = student.cue if isinstance(student, FreeTextStudent) else LABEL_CUE
     del student, predictor
-    parity = compare_merged(exact, labels, settings, models_folder, folder, answers)
+    parity = compare_merged(exact, folder, answers)
     return MergedStudent(answers, parity, renderer, cue)
 
 
-def compare_merged(
-    spec: StudentSpec,
-    labels: list[LabelSpec],
-    settings: TaskSettings,
-    models_folder: Path,
-    merged: Path,
-    answers: Sequence[ParityPrompt],
-) -> Parity:
+def compare_merged(setup: StudentSetup, merged: Path, answers: Sequence[ParityPrompt]) -> Parity:
     """Load the merged folder as any other program would, and compare its log-probabilities with the adapter's."""
-    figures = _measure_difference(spec, labels, settings, models_folder, merged, answers, 0.0)
+    figures = _measure_difference(setup, merged, answers, 0.0)
     what = f"merged, loaded by transformers in float32, on {count_noun(len(answers), 'prompt')}"
     return judge_parity("conversion", what, figures, {DIFFERENCE: MAX_DIFFERENCE})
 
 
-def round_if_equal(
-    spec: StudentSpec,
-    labels: list[LabelSpec],
-    settings: TaskSettings,
-    models_folder: Path,
-    merged: Path,
-    answers: Sequence[ParityPrompt],
-) -> Parity | None:
+def round_if_equal(setup: StudentSetup, merged: Path, answers: Sequence[ParityPrompt]) -> Parity | None:
     """Round a merged folder to the student's 16 bits, if it then still answers as the adapter.
 
     Returns:
         The comparison. None if the student has 32 bits. If it did not pass, the folder is as it was.
     """
-    dtype = str(get_torch_dtype(spec.dtype)).removeprefix("torch.")
+    dtype = str(get_torch_dtype(setup.spec.dtype)).removeprefix("torch.")
     if dtype == "float32":
         return None
     rounded = merged.with_name(f"{merged.name}-{dtype}")
     shutil.copytree(merged, rounded)
-    round_merged(spec, rounded)
-    figures = _measure_difference(spec, labels, settings, models_folder, rounded, answers, MIN_PROB)
+    round_merged(setup.spec, rounded)
+    figures = _measure_difference(setup, rounded, answers, MIN_PROB)
     what = f"merged, rounded to {dtype}, on {count_noun(len(answers), 'prompt')}"
     parity = judge_parity("quantization", what, figures, {DIFFERENCE: MAX_ROUNDED_DIFFERENCE})
     if parity.passed:
@@ -164,18 +143,11 @@ def round_if_equal(
 
 
 def _measure_difference(
-    spec: StudentSpec,
-    labels: list[LabelSpec],
-    settings: TaskSettings,
-    models_folder: Path,
-    merged: Path,
-    answers: Sequence[ParityPrompt],
-    least: float,
+    setup: StudentSetup, merged: Path, answers: Sequence[ParityPrompt], least: float
 ) -> dict[str, float]:
     """The largest difference of log-probabilities, in nats, of what has at least the probability `least`."""
     report_progress("checking the merged model", 0, 0)
-    whole = spec.model_copy(update={"method": "full", "dtype": "float32", "quantization": "none"})
-    predictor = load_predictor(whole, labels, settings, models_folder, merged)
+    predictor = setup.with_spec(method="full", dtype="float32", quantization="none").load_predictor(merged)
     assert isinstance(predictor, StudentPredictor)
     asked = [AnsweredPrompt("", one.prompt, None, None) for one in answers]
     again = _answer(predictor.student, asked, [one.answer for one in answers])

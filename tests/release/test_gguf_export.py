@@ -61,7 +61,9 @@ def build_source(folder: Path, spec: StudentSpec, labels: list[LabelSpec], setti
     """A trained and merged student. The dev rows are its training rows, ten times."""
     train_adapter(spec, labels, settings, ROWS, [], folder / "adapter", folder)
     asked = [AnsweredPrompt(row.prompt_id, row.prompt, None, None) for row in ROWS[:8]]
-    merged = write_merged(spec, labels, settings, folder, folder / "adapter", asked, folder / "merged")
+    merged = write_merged(
+        StudentSetup(spec, tuple(labels), settings, folder), folder / "adapter", asked, folder / "merged"
+    )
     kind = get_kind(build_task("classification" if labels else "generation"))
     predictor = load_predictor(spec, labels, settings, folder, folder / "adapter")
     found = predictor.predict(PROMPTS) if labels else []

@@ -21,6 +21,7 @@ from distill_dagster.release.merged import (
     round_if_equal,
     write_merged,
 )
+from distill_dagster.release.runtimes.types import StudentSetup
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 from tests.support.tiny_model import write_random_models
@@ -52,6 +53,10 @@ def train(
     return spec
 
 
+def build_setup(spec: StudentSpec, models: Path) -> StudentSetup:
+    return StudentSetup(spec, tuple(LABELS), SETTINGS, models)
+
+
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
@@ -65,7 +70,7 @@ def test_the_merged_student_answers_as_its_adapter(
 ) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     spec = train(tiny, architecture, adapter, LABELS, **settings)
-    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    made = write_merged(build_setup(spec, tmp_path), adapter, ASKED, merged)
     answers, parity = made.answers, made.parity
     assert parity.passed
     assert parity.figures["max_log_prob_difference"] < 1e-4
@@ -95,7 +100,7 @@ def test_the_released_adapter_is_loaded_by_peft_alone(tiny: dict[str, Path], tmp
     spec = train(tiny, "causal_lm", trained, LABELS)
     copy_adapter(trained, adapter)
     assert not {"artifact.json", "training_log.json", "trained_on.parquet"} & {path.name for path in adapter.iterdir()}
-    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, tmp_path / "merged")
+    made = write_merged(build_setup(spec, tmp_path), adapter, ASKED, tmp_path / "merged")
     answer = made.answers[0]
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny["causal_lm"], dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
@@ -108,20 +113,20 @@ def test_the_released_adapter_is_loaded_by_peft_alone(tiny: dict[str, Path], tmp
 def test_a_lost_layer_is_refused_and_rounding_is_not_taken_for_one(tiny: dict[str, Path], tmp_path: Path) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     spec = train(tiny, "causal_lm", adapter, LABELS, epochs=12)
-    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    made = write_merged(build_setup(spec, tmp_path), adapter, ASKED, merged)
     answers, parity = made.answers, made.parity
     assert parity.passed
     weights, base = load_file(merged / "model.safetensors"), load_file(tiny["causal_lm"] / "model.safetensors")
     lost = {name: base[name] if ".layers.1." in name else value for name, value in weights.items()}
     save_file(lost, merged / "model.safetensors", {"format": "pt"})
-    found = compare_merged(spec, LABELS, SETTINGS, tmp_path, merged, answers)
+    found = compare_merged(build_setup(spec, tmp_path), merged, answers)
     assert not found.passed
     assert "more than 0.001" in found.text
 
     save_file(weights, merged / "model.safetensors", {"format": "pt"})
     half, full = (spec.model_copy(update={"dtype": dtype}) for dtype in ("bfloat16", "float32"))
     other = [replace(one, log_probs=(-0.1, -2.4) if one.log_probs[0] < -1 else (-2.4, -0.1)) for one in answers]
-    refused = round_if_equal(half, LABELS, SETTINGS, tmp_path, merged, other)
+    refused = round_if_equal(build_setup(half, tmp_path), merged, other)
     assert refused is not None
     assert not refused.passed
     assert "rounded to bfloat16" in refused.text
@@ -129,10 +134,10 @@ def test_a_lost_layer_is_refused_and_rounding_is_not_taken_for_one(tiny: dict[st
     assert all(torch.equal(kept[name], value) for name, value in weights.items())
 
     lacking = [replace(answers[0], log_probs=(float("nan"), -0.1)), *answers[1:]]
-    assert not compare_merged(spec, LABELS, SETTINGS, tmp_path, merged, lacking).passed
+    assert not compare_merged(build_setup(spec, tmp_path), merged, lacking).passed
 
-    assert round_if_equal(full, LABELS, SETTINGS, tmp_path, merged, answers) is None
-    rounded = round_if_equal(half, LABELS, SETTINGS, tmp_path, merged, answers)
+    assert round_if_equal(build_setup(full, tmp_path), merged, answers) is None
+    rounded = round_if_equal(build_setup(half, tmp_path), merged, answers)
     assert rounded is not None
     assert rounded.passed
     assert 0 < rounded.figures["max_log_prob_difference"] < 0.1
@@ -144,7 +149,7 @@ def test_a_student_that_writes_is_compared_token_by_token(tiny: dict[str, Path],
     adapter = tmp_path / "adapter"
     spec = train(tiny, "causal_lm", adapter, [], epochs=20, answer_tokens=12)
     asked = [AnsweredPrompt(one.id, one.prompt, '"a"', '"b"') for one in ASKED]
-    made = write_merged(spec, [], SETTINGS, tmp_path, adapter, asked, tmp_path / "merged")
+    made = write_merged(StudentSetup(spec, (), SETTINGS, tmp_path), adapter, asked, tmp_path / "merged")
     answers = made.answers
     assert made.parity.passed
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
@@ -176,10 +181,10 @@ def test_a_merged_model_that_computes_no_numbers_is_refused(tiny: dict[str, Path
     """One prompt of several has NaN. The first one is right."""
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     spec = train(tiny, "causal_lm", adapter, LABELS)
-    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    made = write_merged(build_setup(spec, tmp_path), adapter, ASKED, merged)
     weights = load_file(merged / "model.safetensors")
     [token, *_] = set(made.answers[1].prompt_tokens) - set(made.answers[0].prompt_tokens)
     weights["model.embed_tokens.weight"][token] = torch.nan
     save_file(weights, merged / "model.safetensors", {"format": "pt"})
-    found = compare_merged(spec, LABELS, SETTINGS, tmp_path, merged, made.answers)
+    found = compare_merged(build_setup(spec, tmp_path), merged, made.answers)
     assert not found.passed

@@ -56,7 +56,9 @@ def build_source(base: Path, folder: Path, **settings: Any) -> ExportSource:
     spec = StudentSpec(model=str(base), architecture="encoder", soft_weight=0.0, **values)
     train_adapter(spec, LABELS, SETTINGS, ROWS, [], folder / "adapter", folder)
     asked = [AnsweredPrompt(row.prompt_id, row.prompt, None, None) for row in ROWS]
-    answers = write_merged(spec, LABELS, SETTINGS, folder, folder / "adapter", asked, folder / "merged").answers
+    answers = write_merged(
+        StudentSetup(spec, tuple(LABELS), SETTINGS, folder), folder / "adapter", asked, folder / "merged"
+    ).answers
     kind: Any = LabelKind()
     dev = tuple(
         DevItem(row.prompt_id, row.prompt, row.answer_label, one.answer, kind.score(one.answer, row.answer_label))

@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudentSetup, Pat
         model=str(base), architecture="causal_lm", method="rslora", lora=LoraSpec(rank=9), soft_weight=0.0, **values
     )
     train_adapter(spec, LABELS, SETTINGS, ROWS, [], folder / "adapter", folder)
-    write_merged(spec, LABELS, SETTINGS, folder, folder / "adapter", [], folder / "merged")
+    write_merged(StudentSetup(spec, tuple(LABELS), SETTINGS, folder), folder / "adapter", [], folder / "merged")
     return StudentSetup(spec, tuple(LABELS), SETTINGS, folder), folder
 
 

@@ -31,11 +31,11 @@ class AdapterRuntime:
 
     def open(self) -> None:
         """Load the base, merge the adapter into it, and answer once: the first forward pass takes longer."""
-        from distill_dagster.student.predict import StudentPredictor, load_predictor
+        from distill_dagster.student.predict import StudentPredictor
         from distill_dagster.student.types import StudentPrompt
 
         setup = self._setup
-        predictor = load_predictor(setup.spec, list(setup.labels), setup.settings, setup.models, self._adapter)
+        predictor = setup.load_predictor(self._adapter)
         assert isinstance(predictor, StudentPredictor)
         self._predictor = predictor
         if setup.chooses_label:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.config.objective import WRITING_OBJECTIVES
 from distill_dagster.core.files import write_atomically
-from distill_dagster.student.types import StudentPrompt, TaskSettings
+from distill_dagster.student.types import Predictor, StudentPrompt, TaskSettings
 
 STUDENT_FILE = "student.json"
 """The file in a release with the `StudentSetup`."""
@@ -69,6 +69,20 @@ class StudentSetup:
         """Whether the student chooses among the labels. Otherwise it writes its answer, a label with reasoning too."""
         objective = self.spec.resolve_objective(bool(self.labels), self.settings.reasoning)
         return bool(self.labels) and objective.kind not in WRITING_OBJECTIVES
+
+    def with_spec(self, **changes: Any) -> StudentSetup:
+        """The same student with other settings."""
+        return replace(self, spec=self.spec.model_copy(update=changes))
+
+    def load_predictor(self, folder: Path) -> Predictor:
+        """Load what was trained from its folder.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        from distill_dagster.student.predict import load_predictor  # torch, which other runtimes do without
+
+        return load_predictor(self.spec, list(self.labels), self.settings, self.models, folder)
 
     def write(self, release: Path) -> None:
         """Write `student.json` into a release: all settings, since defaults may change. `models` is not part of it."""
