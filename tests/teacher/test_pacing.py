@@ -161,6 +161,19 @@ def test_send_times_end_at_the_horizon_and_a_dead_process_takes_no_more_with_it(
     assert pacing.HORIZON_S / 2 <= found.seconds < pacing.HORIZON_S
 
 
+def test_requests_beyond_the_horizon_ask_again_and_all_are_sent(
+    process: Make, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "HORIZON_S", 0.2)
+    times: list[float] = []
+    provider.fail = lambda *_: times.append(time.monotonic())
+    work = [(process(requests_per_minute=1200), [f"{name}{n}" for n in range(15)]) for name in "ab"]
+    assert all(isinstance(found, Response) for found in ask_together(*work))
+    assert len(times) == 30
+    gap = work[0][0]._pace.compute_gap(1, 1)  # type: ignore[union-attr]
+    assert 29 * gap - pacing.LATE_S < max(times) - min(times)
+
+
 def test_without_limits_nothing_is_written_and_rarely_read(process: Make) -> None:
     engine = process()
     statements: list[str] = []
