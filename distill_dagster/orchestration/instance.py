@@ -98,7 +98,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         # Dagster creates a pool on first use. On PostgreSQL two runs that do so at the same time fail.
         for pool in POOLS - opened.event_log_storage.get_concurrency_keys():
             opened.event_log_storage.initialize_concurrency_limit_to_default(pool)
-        _set_pool_limits(opened, read_deployment().runs.pools)
+        _set_pool_limits(opened, {str(pool): limit for pool, limit in read_deployment().runs.pools.items()})
     with opened as instance:
         fail_dead_runs(instance)
         yield instance
