@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -101,51 +100,54 @@ def measure_instance_mb(root: Path) -> float:
 
 def measure(quick: bool, scratch: Path) -> dict[str, float]:
     """Measure each way to make slices on the same machine, then status and edits with all of them."""
+    from scale_launch_ray import measure_ray  # which imports this module
+
+    for name in ("queue", "ray"):
+        (scratch / name).mkdir()
+    with FakeProvider([], answer=lambda seen: LABELS[len(seen.text) % len(LABELS)]) as provider:
+        return _measure_queue(quick, scratch / "queue", provider) | measure_ray(quick, scratch / "ray", provider)
+
+
+def _measure_queue(quick: bool, scratch: Path, provider: FakeProvider) -> dict[str, float]:
     alone, total, size = (4, 16, 6) if quick else (30, 1000, RANGE)
     figures: dict[str, float] = {"launch_slices": total, "launch_slices_per_run": size}
-    with FakeProvider([], answer=lambda seen: LABELS[len(seen.text) % len(LABELS)]) as provider:
-        folder = scratch / "tasks" / TASK
-        write_project(folder, provider.url)
-        write_slices(folder, 0, 1)
-        run_command(scratch, None, "backfill")  # what all slices share, and the model of the student
+    folder = scratch / "tasks" / TASK
+    write_project(folder, provider.url)
+    write_slices(folder, 0, 1)
+    run_command(scratch, None, "backfill")  # what all slices share, and the model of the student
 
-        def make(first: int, last: int, deployment: dict[str, Any] | None) -> float:
-            write_slices(folder, first, last)
-            before = len(provider.requests)
-            _, found = run_command(scratch, deployment, "backfill")
-            asked, made = len(provider.requests) - before, len(found["partitions"]["scored_completions"])
-            if (asked, made) != (SEEDS * (last - first), last - first):
-                raise SystemExit(f"{last - first} slices: {made} made, {asked} requests")
-            return float(found["wall_s"]) / made
+    def make(first: int, last: int, deployment: dict[str, Any] | None) -> float:
+        write_slices(folder, first, last)
+        before = len(provider.requests)
+        _, found = run_command(scratch, deployment, "backfill")
+        asked, made = len(provider.requests) - before, len(found["partitions"]["scored_completions"])
+        if (asked, made) != (SEEDS * (last - first), last - first):
+            raise SystemExit(f"{last - first} slices: {made} made, {asked} requests")
+        return float(found["wall_s"]) / made
 
-        figures["s_per_slice_in_process"] = round(make(1, 1 + alone, None), 3)
-        with serve_ui(scratch):
-            before = measure_instance_mb(scratch)
-            each = make(1 + alone, 1 + 2 * alone, {"runs": {"launch": True}})
-            figures["s_per_slice_launched_alone"] = round(each, 3)
-            figures["instance_mb_per_slice_launched_alone"] = round((measure_instance_mb(scratch) - before) / alone, 3)
-            before = measure_instance_mb(scratch)
-            ranges = {"runs": {"launch": True, "slices_per_run": size}}
-            figures["s_per_slice_launched"] = round(make(1 + 2 * alone, total, ranges), 3)
-            mb = (measure_instance_mb(scratch) - before) / (total - 1 - 2 * alone)
-            figures["instance_mb_per_slice_launched"] = round(mb, 3)
-            _edit(folder, total // 3)
-            seconds, found = run_command(scratch, {"runs": {"launch": True}}, "backfill")
-            figures["edit_launched_s"] = round(seconds, 2)
-            _require_one(found)
-        figures["instance_mb"] = round(measure_instance_mb(scratch), 1)
-        figures["s_per_slice_overhead"] = round(figures["s_per_slice_launched"] - figures["s_per_slice_in_process"], 3)
-        name = "status_1000_s" if total == 1000 else "status_s"
-        figures[name] = round(min(run_command(scratch, None, "status")[0] for _ in range(3)), 2)
-        _edit(folder, total // 2)
-        seconds, found = run_command(scratch, None, "backfill")
+    figures["s_per_slice_in_process"] = round(make(1, 1 + alone, None), 3)
+    with serve_ui(scratch):
+        before = measure_instance_mb(scratch)
+        each = make(1 + alone, 1 + 2 * alone, {"runs": {"launch": True}})
+        figures["s_per_slice_launched_alone"] = round(each, 3)
+        figures["instance_mb_per_slice_launched_alone"] = round((measure_instance_mb(scratch) - before) / alone, 3)
+        before = measure_instance_mb(scratch)
+        ranges = {"runs": {"launch": True, "slices_per_run": size}}
+        figures["s_per_slice_launched"] = round(make(1 + 2 * alone, total, ranges), 3)
+        mb = (measure_instance_mb(scratch) - before) / (total - 1 - 2 * alone)
+        figures["instance_mb_per_slice_launched"] = round(mb, 3)
+        _edit(folder, total // 3)
+        seconds, found = run_command(scratch, {"runs": {"launch": True}}, "backfill")
+        figures["edit_launched_s"] = round(seconds, 2)
         _require_one(found)
-        figures["edit_1000_s" if total == 1000 else "edit_s"] = round(seconds, 2)
-        from scale_launch_ray import measure_ray  # which imports this module
-
-        (scratch / "ray").mkdir()
-        figures |= measure_ray(quick, scratch / "ray", provider)
-    shutil.rmtree(scratch / "instance", ignore_errors=True)
+    figures["instance_mb"] = round(measure_instance_mb(scratch), 1)
+    figures["s_per_slice_overhead"] = round(figures["s_per_slice_launched"] - figures["s_per_slice_in_process"], 3)
+    name = "status_1000_s" if total == 1000 else "status_s"
+    figures[name] = round(min(run_command(scratch, None, "status")[0] for _ in range(3)), 2)
+    _edit(folder, total // 2)
+    seconds, found = run_command(scratch, None, "backfill")
+    _require_one(found)
+    figures["edit_1000_s" if total == 1000 else "edit_s"] = round(seconds, 2)
     return figures
 
 

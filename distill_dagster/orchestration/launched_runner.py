@@ -18,6 +18,7 @@ from distill_dagster.core.paths import Home
 from distill_dagster.orchestration.launcher import (
     START_DAEMON,
     Launcher,
+    count_open_runs,
     divide_into_ranges,
     get_workspace_path,
     open_launcher,
@@ -177,9 +178,9 @@ class LaunchedRunner(Runner):
         return sum(len(batches) for batches in self._open.values())
 
     def _explain_interrupt(self) -> str:
-        if not self._open:
+        if not (open_runs := count_open_runs(self.instance, self.campaign)):
             return ""
-        runs = count_noun(len(self._open), "run goes on", "runs go on")
+        runs = count_noun(open_runs, "run goes on", "runs go on")
         return (
             f"{runs} in Dagster: nothing was cancelled. The same command follows them again. To cancel them, open "
             f"Runs in the UI, filter by the tag {CAMPAIGN_TAG}={self.campaign}, and terminate them; those of a "

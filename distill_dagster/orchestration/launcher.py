@@ -31,6 +31,8 @@ from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, LAUNC
 
 HEARTBEAT_S = 120.0
 """Seconds after which a daemon that gave no sign of life is taken for stopped. It gives one every 30 seconds."""
+SUBMITTED_STATUSES = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
+"""Of a run that has not ended. One that was created and never submitted, because its command was killed, is not."""
 START_DAEMON = "Start the UI (`distill ui`), or the daemon of the deployment, then run the same command again."
 
 
@@ -145,13 +147,12 @@ class Launcher:
 
     def find_open(self, jobs: Collection[str]) -> list[str]:
         """Return the runs of these jobs that an earlier command handed over and that have not ended."""
-        runs = self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+        runs = self.instance.get_runs(dg.RunsFilter(statuses=SUBMITTED_STATUSES))
         return [run.run_id for run in runs if LAUNCH_TAG in run.tags and run.job_name in jobs]
 
     def count_started(self) -> int:
         """Count the runs of the campaign that have left the queue and have not ended."""
-        queued = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
-        statuses = [status for status in NOT_FINISHED_STATUSES if status not in queued]
+        statuses = [status for status in SUBMITTED_STATUSES if status != dg.DagsterRunStatus.QUEUED]
         return self.instance.get_runs_count(dg.RunsFilter(tags={LAUNCH_TAG: self.campaign}, statuses=statuses))
 
     def find_ended(self, runs: Collection[str]) -> list[str]:
@@ -222,6 +223,11 @@ def divide_into_ranges(keys: Collection[str], known: Sequence[str], size: int) -
                 ranges.append([key])
         previous = key
     return ranges + [[key] for key in keys if key not in known]
+
+
+def count_open_runs(instance: dg.DagsterInstance, campaign: str) -> int:
+    """Count the launched runs of a campaign that have not ended."""
+    return instance.get_runs_count(dg.RunsFilter(tags={LAUNCH_TAG: campaign}, statuses=SUBMITTED_STATUSES))
 
 
 def get_workspace_path(home: Home) -> Path:

@@ -6,10 +6,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from distill_dagster.core.paths import Home
-from distill_dagster.orchestration.launcher import get_workspace_path
+from distill_dagster.orchestration.launcher import SUBMITTED_STATUSES, get_workspace_path
 from tests.e2e.project import GROUP, STUDENT_ASSETS, TASK, Project, create_project
 from tests.e2e.test_ui_process import RunningUi
 from tests.support.provider import FakeProvider
@@ -61,4 +62,4 @@ def test_an_interrupted_command_leaves_its_runs_and_the_next_one_finishes(
 
 def _count_runs(project: Project) -> int:
     with project.instance() as instance:
-        return instance.get_runs_count()
+        return instance.get_runs_count(dg.RunsFilter(statuses=SUBMITTED_STATUSES))
