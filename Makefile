@@ -39,6 +39,7 @@ CONVERTER_FOLDER := $(VENV)/share/gguf-converter
 SETUP := $(VENV)/.setup-$(TORCH)
 SETUP_TEST := $(VENV)/.setup-test-$(TORCH)
 SETUP_POSTGRES := $(VENV)/.setup-postgres-$(TORCH)
+SETUP_SCALE := $(VENV)/.setup-scale-$(TORCH)
 OTHER := $(VENV)/.setup-$(if $(filter gpu,$(TORCH)),cpu,gpu)
 # With TORCH=gpu the pins hold for everything but torch.
 PINS := $(VENV)/constraints-$(TORCH).txt
@@ -58,8 +59,8 @@ export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test setup-postgres demo ui test test-ui test-services lint format screenshots lock \
-	clean-data clean
+.PHONY: help setup setup-test setup-postgres setup-scale demo ui test test-ui test-services test-scale lint format \
+	screenshots lock clean-data clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +70,8 @@ setup: $(SETUP) ## create .venv with everything a run needs (2.8 GB, a few minut
 setup-test: $(SETUP_TEST) ## the same, plus the tools for tests
 
 setup-postgres: $(SETUP_POSTGRES) ## the same, plus what DISTILL_POSTGRES_URL needs
+
+setup-scale: $(SETUP_SCALE) ## the same, plus Ray, clients of object stores, and the tools for their tests
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -105,6 +108,11 @@ $(SETUP_POSTGRES): $(SETUP)
 		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,release,postgres]'; }
 	@touch $@
 
+$(SETUP_SCALE): $(SETUP)
+	@grep -qw scale $(SETUP) || { echo "setup: installing Ray, obstore and the tools for tests (0.6 GB)"; \
+		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,release,scale]'; }
+	@touch $@
+
 # With TEACHER=embedded a copy of the task is distilled: the students learn from a model of their own size, which sees
 # examples that they do not see (context distillation, Snell et al. 2022). It would be slow on the imagined tickets.
 DEMO := support_triage$(TEACHER:%=_%)
@@ -120,14 +128,16 @@ demo: $(SETUP) ## distil the bundled task, support_triage, into two students and
 ui: $(SETUP) ## open Dagster's web UI on your tasks
 	@$(BIN)/distill ui
 
-test: lint ## lint, type check and every test that needs no browser and no service
+test: lint ## lint, type check and every test that needs no browser, no service and no cluster
 	@echo "test: mypy"
 	@$(BIN)/mypy $(PACKAGES)
 	@echo "test: pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) --dist worksteal -m "not ui and not services"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) --dist worksteal -m "not ui and not services and not scale" \
+		--ignore tests/scale
 	@echo
 	@echo "Not run: ui (drives the web UI; needs Chromium). To run it: make test-ui"
 	@echo "Not run: services (starts a PostgreSQL server; needs its programs). To run it: make test-services"
+	@echo "Not run: scale (starts a Ray cluster, an object store, a deployment; needs PostgreSQL). To run it: make test-scale"
 
 test-ui: $(SETUP_TEST) ## the tests of the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
@@ -135,12 +145,21 @@ test-ui: $(SETUP_TEST) ## the tests of the web UI in Chromium
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
 	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
 
-test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests with a PostgreSQL server, which they start and stop
+# The programs of PostgreSQL, or a sentence about what is missing.
+define need-postgres
 	@[ -x "$(POSTGRES_BIN)/initdb" ] && [ -x "$(POSTGRES_BIN)/postgres" ] || { \
 		echo "These tests need PostgreSQL's programs initdb and postgres, and they were not found."; \
-		echo "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make test-services POSTGRES_BIN=/folder/of/them"; \
+		echo "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make $@ POSTGRES_BIN=/folder/of/them"; \
 		exit 1; }
+endef
+
+test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests with a PostgreSQL server, which they start and stop
+	$(need-postgres)
 	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
+
+test-scale: $(SETUP_SCALE) ## the tests with a Ray cluster, an object store and the processes of a deployment
+	$(need-postgres)
+	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m scale tests/scale
 
 lint: $(SETUP_TEST) ## ruff: rules and format
 	@echo "lint: ruff"
