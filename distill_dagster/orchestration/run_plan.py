@@ -45,16 +45,20 @@ class RunPlanner:
         summary.blocked = {name: why for name, why in summary.blocked.items() if name in tried}
         batches: dict[tuple[Partition, str | None], Batch] = {}
         upcoming: set[str] = set()
-        """What this plan or a later one makes."""
+        """What this plan or a later one makes, or may make."""
         is_shared_due = False
         due = {s.name for s in statuses if s.name not in tried and (s.state != "fresh" or s.name in self.forced)}
         for status in statuses:
             if status.state == "malformed":
                 summary.failed[status.name] = "; ".join(status.why)
                 continue
-            if status.name not in due:
-                continue
             stage = self.state.stages[status.asset]
+            if status.name not in due:
+                if not only_next and status.name not in tried:
+                    inputs = self.state.find_inputs(stage, status.partition)
+                    if upcoming.intersection([*inputs, *stage.after]):
+                        upcoming.add(status.name)  # fresh only until its inputs change
+                continue
             place = stage.partition, status.partition
             if only_next and batches and status.partition is not None and place not in batches:
                 continue  # it cannot join this run; the next plan considers it again
