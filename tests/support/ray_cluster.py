@@ -166,11 +166,14 @@ def run_cluster(workers: int = 2, cpus: int = 1, node_environment: Mapping[str, 
     token.chmod(0o600)
     port, jobs_port = _find_free_ports(2)
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"127.0.0.1:{port}"}
-    # `dagster` must be on the path of jobs.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cluster = RayCluster(
-        folder, port, jobs_port, environment, {"PATH": path, FOLDER_VARIABLE: str(folder), **node_environment}
-    )
+    own = {
+        FOLDER_VARIABLE: str(folder),
+        # `dagster` must be on the path of jobs.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # Otherwise Ray kills jobs while others of this machine take its memory.
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
+    cluster = RayCluster(folder, port, jobs_port, environment, {**own, **node_environment})
     with mock.patch.dict(os.environ, environment):
         cluster.head = cluster.start_node(
             "--head", f"--port={port}", "--num-cpus=0", f"--dashboard-port={jobs_port}", f"--temp-dir={folder}"
