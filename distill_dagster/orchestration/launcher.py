@@ -6,7 +6,7 @@ The code location is asked for each job, so that a run carries what its launcher
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,7 @@ class Launcher:
 
     def submit(
         self, job: str, assets: Sequence[dg.AssetKey], groups: Sequence[Sequence[str | None]], is_backfill: bool
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Put a run for each group of partitions into the instance's queue, and yield its id.
 
         Args:
