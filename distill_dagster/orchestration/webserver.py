@@ -6,6 +6,9 @@ It also shows the backfills of a job, whose page Dagster's own webserver cannot 
 
 from __future__ import annotations
 
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -22,11 +25,18 @@ from dagster_graphql.schema.backfill import GraphenePartitionBackfill
 from dagster_webserver import cli
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import DATA_DOCS_URL, REPORTS_URL, Home
+from distill_dagster.core.redaction import redact
+from distill_dagster.pipeline.open_lake import open_lake
+from distill_dagster.tables.lake import Lake
+
+SLUG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 # Reports quote texts of users and models. They are escaped; should one get through, it can reach nothing from here.
 _POLICY = (
@@ -45,14 +55,33 @@ class PageFiles(StaticFiles):
         return response
 
 
+class ReportFiles(PageFiles):
+    """Serves reports as they are in the lake: another machine may have made them."""
+
+    def __init__(self, lake: Lake, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)  # a machine that only shows reports made none
+        super().__init__(directory=folder, html=True)
+        self._lake = lake
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        task, _, rest = path.partition("/")
+        student, _, page = rest.partition("/")
+        if page and all(SLUG_PATTERN.fullmatch(name) for name in (task, student)):
+            try:
+                await run_in_threadpool(self._lake.refresh_reports, task, [student])
+            except DistillError as error:  # what is here is shown
+                logging.getLogger(__name__).warning("%s", redact(str(error)))
+        return await super().get_response(path, scope)
+
+
 class Webserver(DagsterWebserver[IWorkspaceProcessContext, BaseWorkspaceRequestContext]):
     """Dagster's webserver, which serves the reports and the Data Docs of the home folder too."""
 
     def build_routes(self) -> list[BaseRoute]:
         home = Home.from_env()
-        folders = {REPORTS_URL: home.reports, DATA_DOCS_URL: home.data_docs}
-        pages = [Mount(url, PageFiles(directory=folder, html=True, check_dir=False)) for url, folder in folders.items()]
-        return [*pages, *super().build_routes()]
+        reports = Mount(REPORTS_URL, ReportFiles(open_lake(home), home.reports))
+        data_docs = Mount(DATA_DOCS_URL, PageFiles(directory=home.data_docs, html=True, check_dir=False))
+        return [reports, data_docs, *super().build_routes()]
 
 
 def _create_app(

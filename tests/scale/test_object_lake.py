@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from starlette.exceptions import HTTPException
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
+from distill_dagster.orchestration.webserver import ReportFiles
 from distill_dagster.pipeline.shared_releases import (
     complete_release,
     pull_releases,
@@ -267,6 +270,20 @@ def test_folders_reach_another_machine(open_lake: OpenLake, asset: str) -> None:
             assert lake.read_record(TASK, asset, "tiny") == made
     if asset == "eval_report":
         assert folder == other.reports / TASK / "tiny"
+
+
+def test_the_web_ui_shows_a_report_of_another_machine(open_lake: OpenLake) -> None:
+    one, web = open_lake("one"), open_lake("web")
+    one.write_folder(
+        TASK, "eval_report", "tiny", lambda v: ArtifactRecord("eval_report", "tiny", v, "1", {}), fill("x")
+    )
+    pages = ReportFiles(web, web.reports)
+    scope = {"type": "http", "method": "GET", "headers": []}
+    assert asyncio.run(pages.get_response("task/tiny/deep/weights", scope)).status_code == 200
+    assert (web.reports / TASK / "tiny" / "deep" / "weights").read_text() == "x"
+    for path in ("task/other/report.html", "task/../secret", "../task/tiny"):
+        with pytest.raises(HTTPException):
+            asyncio.run(pages.get_response(path, scope))
 
 
 def test_records_of_many_artifacts_take_few_requests(open_lake: OpenLake, store: FaultyProxy) -> None:
