@@ -134,11 +134,14 @@ class TeacherSpec(ConfigModel):
     batch: BatchSpec = BatchSpec()
     replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: how its completions are read")
     concurrency: Annotated[int, Field(ge=1, le=512)] = Field(
-        default=8, description="largest number of requests at the same time"
+        default=8, description="largest number of requests of a process at the same time"
     )
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(default=None, description="rate limit in requests")
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="rate limit in requests, of all processes together"
+    )
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="tokens of prompts and answers; an answer counts as max_tokens"
+        default=None,
+        description="tokens of prompts and answers, of all processes together; an answer counts as max_tokens",
     )
     timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=60.0, description="seconds until a request without an answer is cut"
