@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/slow_server.py PORT_FILE [--delay 0.2] [--faults SHARE] [--odd SHARE] [--seed 0]
 
-It counts requests: GET /counts. A text always gets the same label, so that tables can be compared. It also has OpenAI's
-files and batches; a batch has ended when it is looked at.
+It counts requests: GET /counts, and GET /minutes?requests=100 over every sliding minute. A text always gets the same
+label, so that tables can be compared. It also has OpenAI's files and batches; a batch has ended when it is looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import asyncio
 import hashlib
 import json
 import random
+import time
+from bisect import bisect_left
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ class Server:
         self.answered: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.tokens = [0, 0]
-        self.in_flight = 0
+        self.in_flight = self.most_in_flight = 0
+        self.arrivals: list[float] = []
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
 
@@ -51,7 +54,9 @@ class Server:
         body = await request.json()
         text = body["messages"][-1]["content"]
         self.asked[text] += 1
+        self.arrivals.append(time.monotonic())
         self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             return await self._answer(request, text)
         finally:
@@ -142,8 +147,21 @@ class Server:
                 "outcomes": self.outcomes,
                 "tokens": self.tokens,
                 "in_flight": self.in_flight,
+                "most_in_flight": self.most_in_flight,
             }
         )
+
+    async def minutes(self, request: web.Request) -> web.Response:
+        """The most requests of any minute, and how many minutes, one from each request on, have more than allowed."""
+        allowed, times = int(request.query["requests"]), sorted(self.arrivals)
+        found = [bisect_left(times, start + 60.0) - place for place, start in enumerate(times)]
+        exceeded = sum(count > allowed for count in found)
+        return web.json_response({"most": max(found, default=0), "exceeded": exceeded, "requests": len(times)})
+
+    async def forget(self, _: web.Request) -> web.Response:
+        """Start to count again."""
+        self.arrivals, self.most_in_flight = [], 0
+        return web.json_response({})
 
 
 async def serve(port_file: Path, server: Server) -> None:
@@ -155,6 +173,8 @@ async def serve(port_file: Path, server: Server) -> None:
     app.router.add_get("/v1/batches/{id}", server.show_batch)
     app.router.add_get("/v1/files/{id}/content", server.show_file)
     app.router.add_get("/counts", server.counts)
+    app.router.add_get("/minutes", server.minutes)
+    app.router.add_post("/forget", server.forget)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
