@@ -98,7 +98,8 @@ def measure(quick: bool, scratch: Path) -> dict[str, float]:
     """Ask with each number of workers, first without limits, then with one that all share."""
     figures: dict[str, float] = {"limit_exceeded": 0}
     free_s, limited_s = (QUICK_FREE_S, QUICK_LIMITED_S) if quick else (FREE_S, LIMITED_S)
-    os.environ["RAY_worker_niceness"] = "0"  # by default workers get what the server and PostgreSQL leave
+    # By default workers get what the server and PostgreSQL leave.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray = RayWorkers("local", max(WORKERS), STORE_MB)
     with run_postgres(fsync="on") as postgres, server(scratch, delay=DELAY_S) as address:
         url = add_driver(postgres.url(postgres.create_database()))
