@@ -11,13 +11,20 @@ import dagster as dg
 from distill_dagster.core.redaction import redact
 from distill_dagster.operations.alerts import WEBHOOK_VARIABLE, Alert, post_alert, write_alert
 from distill_dagster.orchestration import get_failure_message
+from distill_dagster.orchestration.retried_runs import find_attempts, is_retried
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG
 from distill_dagster.pipeline.open_task import find_tasks
 
 
 def build_alert(context: dg.RunFailureSensorContext) -> Alert | None:
-    """Build the alert about a failed run, or return None for an inner run, whose outer run reports the failure."""
+    """Build the alert about a failed run. Return None if another run reports the failure.
+
+    It is the outer run of an inner one, and the last of the runs that Dagster starts one after the other because
+    workers are lost.
+    """
     run = context.dagster_run
+    if is_retried(context.instance, run.run_id) or len(find_attempts(context.instance, run.run_id)) > 1:
+        return None
     campaign = run.tags.get(CAMPAIGN_TAG)
     if campaign is not None and campaign != run.run_id and context.instance.has_run(campaign):
         return None

@@ -10,6 +10,7 @@ import pytest
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
+from assets.alerts import build_alert
 from distill_dagster.orchestration import retried_runs
 from distill_dagster.orchestration.retried_runs import find_attempts, is_retried
 
@@ -44,6 +45,27 @@ def test_a_lost_run_goes_on_in_the_one_in_its_place(instance: dg.DagsterInstance
     instance.report_run_failed(second, "its worker was lost too")
     assert not is_retried(instance, first.run_id), "one retry was allowed"
     assert [run.run_id for run in find_attempts(instance, first.run_id)] == [first.run_id, second.run_id]
+
+
+def test_only_the_last_of_the_lost_runs_sends_an_alert(instance: dg.DagsterInstance) -> None:
+    first = start(instance)
+    instance.report_run_failed(first, "its worker was lost")
+    assert build_alert(_build_context(instance, first)) is None
+    second = start(instance, first)
+    instance.report_run_failed(second, "its worker was lost too")
+    assert build_alert(_build_context(instance, first)) is None
+    alert = build_alert(_build_context(instance, second))
+    assert alert is not None
+    assert alert.run_id == second.run_id
+
+
+def _build_context(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.RunFailureSensorContext:
+    failure = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)[-1].dagster_event
+    failed = instance.get_run_by_id(run.run_id)
+    assert failure is not None
+    assert failed is not None
+    context = dg.build_run_status_sensor_context("alerts", failure, instance, failed)
+    return context.for_run_failure()
 
 
 def test_a_run_that_failed_in_a_step_has_ended(instance: dg.DagsterInstance) -> None:
