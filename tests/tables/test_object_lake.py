@@ -36,6 +36,15 @@ def test_the_cache_keeps_its_bound_and_what_is_in_use(tmp_path: Path, monkeypatc
     assert not any(folder.exists() for folder in folders)
 
 
+def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    folders = [tmp_path / cache.WRITING / name for name in ("left", "written")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    os.utime(folders[0], (time.time() - 2 * cache.LEFTOVER_S,) * 2)
+    LakeCache(tmp_path, 50).evict()
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
 def test_a_version_whose_copying_failed_is_not_in_the_cache(tmp_path: Path) -> None:
     kept = LakeCache(tmp_path, 250)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -13,7 +14,9 @@ from typing import Any
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import lock_file
 
-OBJECTS = "objects"
+OBJECTS, WRITING = "objects", ".writing"
+LEFTOVER_S = 30 * 86_400.0
+"""What nobody finished writing in this time was left by a process that was killed. A training may take days."""
 IN_USE_S = 3600.0
 """A version that was used in the last hour is not evicted: a query may still read it."""
 CHECK_SHARE = 0.05
@@ -84,12 +87,17 @@ class LakeCache:
         """Remove the versions that were not used for the longest time until the bound is met. Returns their bytes."""
         versions = []
         for path in (self.root / OBJECTS).glob("*/*/*/*"):  # task, asset, partition, version
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            versions.append((path.stat().st_mtime, size, path))
+            with contextlib.suppress(FileNotFoundError):  # another process puts it in place
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                versions.append((path.stat().st_mtime, size, path))
         total, removed = sum(size for _, size, _ in versions), 0
         for used, size, path in sorted(versions):
             if total - removed <= self.most_bytes or used > time.time() - IN_USE_S:
                 break
             shutil.rmtree(path, ignore_errors=True)
             removed += size
+        for path in (self.root / WRITING).glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - LEFTOVER_S:
+                    shutil.rmtree(path, ignore_errors=True)
         return removed

@@ -26,7 +26,7 @@ from distill_dagster.tables.lake import (
     write_table_file,
 )
 from distill_dagster.tables.object_lake.bucket import Bucket, ObjectMissingError
-from distill_dagster.tables.object_lake.cache import OBJECTS, LakeCache
+from distill_dagster.tables.object_lake.cache import OBJECTS, WRITING, LakeCache
 from distill_dagster.tables.object_lake.lines import merge_lines
 from distill_dagster.tables.object_lake.pointers import (
     POINTERS,
@@ -187,7 +187,7 @@ class ObjectLake(Lake):
         key, name = _get_pointer_key(task, asset, partition), format_artifact_name(asset, partition)
         before = self._replaced[key] if key in self._replaced else self.pointers.read(key)
         objects = f"{_get_prefix(task, asset, partition)}/{_make_version_name()}"
-        temporary = self.root / ".writing" / secrets.token_hex(8)
+        temporary = self.root / WRITING / secrets.token_hex(8)
         temporary.mkdir(parents=True)
         try:
             record = fill(temporary)
