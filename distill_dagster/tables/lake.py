@@ -94,7 +94,7 @@ class Lake:
         return path.parent / LAST_GOOD_FOLDER / path.name if blocked else path
 
     def prefetch(self, task: str, asset: str, partitions: Iterable[str]) -> None:
-        """Get the last good tables of many partitions ready for `scan_good`. Here they are always."""
+        """Get the tables of many partitions ready for `scan_good` and `get_path`. Here they are always."""
 
     def scan_good(
         self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path

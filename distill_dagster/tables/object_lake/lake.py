@@ -103,7 +103,7 @@ class ObjectLake(Lake):
         return records
 
     def prefetch(self, task: str, asset: str, partitions: Iterable[str]) -> None:
-        """Download the last good tables of many partitions at the same time, for `scan_good`."""
+        """Download the last good tables of many partitions at the same time, for the next reader of each."""
         pointers = self.pointers.read_all(f"{POINTERS}/{task}/")
         wanted = {key: pointers.get(key) for key in (_get_pointer_key(task, asset, one) for one in partitions)}
         self._fetched |= wanted
