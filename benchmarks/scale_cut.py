@@ -35,7 +35,7 @@ from distill_dagster.tables.schemas import SCORED, conform_to_schema
 ROWS, MANY_ROWS, QUICK_ROWS = 1_000_000, 5_000_000, 120_000
 BASE_ROWS, GOLDEN = 100_000, 500
 MEMORY_GB = 4.0
-STORE_MB = 400
+STORE_MB, TEXT_MB = 200, 512
 CORES = 2
 VOWELS = "aeiou"
 TASK = {
@@ -74,7 +74,7 @@ def cut(folder: Path, engine: str) -> dict[str, Any]:
     workers = RayWorkers("local", CORES, STORE_MB) if engine == "ray" else IN_PROCESS
     if isinstance(workers, RayWorkers):
         workers.connect()
-    limits = ResourceLimits(spill=folder.parent)
+    limits = ResourceLimits(memory_mb=TEXT_MB, spill=folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent) as into:
         started = time.perf_counter()
         about = TaskView.from_task(task)

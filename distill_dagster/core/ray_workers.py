@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,8 @@ R = TypeVar("R")
 
 WAITING_PER_CORE = 2
 """Parts per core of the cluster that are sent before the first result is taken."""
-CONNECT_TIMEOUT_S = 60
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in a process that Ray started as a job."""
 _connecting = threading.Lock()
 
 
@@ -101,6 +103,7 @@ class RayWorkers:
         with _connecting:
             if ray.is_initialized():
                 return
+            terminate = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(**self._build_options())
             except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
@@ -108,16 +111,20 @@ class RayWorkers:
                     f"The Ray cluster at {self.address!r} does not answer: {error}. Start one with `ray start --head`, "
                     "or set `ray.address` in deployment.yaml, or `ray.stages: false`."
                 ) from error
+            if threading.current_thread() is threading.main_thread():
+                # Ray's own handler would end the process before Dagster can note the end of a run.
+                signal.signal(signal.SIGTERM, terminate)
 
     def _build_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"address": self.address, "log_to_driver": False, "logging_level": "warning"}
-        # Each task has one core. Results never depend on the number of threads.
-        options["runtime_env"] = {"env_vars": {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}}
+        options: dict[str, Any] = {"address": self.address}
+        if not self.address.startswith("ray://"):  # a remote client has neither
+            options |= {"log_to_driver": False, "logging_level": "warning"}
+        if JOB_VARIABLE not in os.environ:  # within a job Ray refuses a second environment
+            # Each task has one core. Results never depend on the number of threads.
+            options["runtime_env"] = {"env_vars": {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}}
         if self.address == "local":
             options |= {"num_cpus": self.cores, "include_dashboard": False}
             options |= {"object_store_memory": self.store_mb * 2**20}
-        elif not self.address.startswith("ray://"):
-            os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", str(CONNECT_TIMEOUT_S))
         return options
 
 

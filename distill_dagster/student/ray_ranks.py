@@ -7,10 +7,10 @@ the latest checkpoint.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 from distill_dagster.core import progress
@@ -44,7 +44,8 @@ class RayRanks:
         """
         self.workers.connect()
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.exceptions import RayError
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
         found = ray.cluster_resources()
@@ -54,10 +55,10 @@ class RayRanks:
                 f"`ray.train_processes` is {self.count}, but the cluster has {found.get('CPU', 0):.0f} CPU cores. "
                 "Lower it, or add workers."
             )
-        mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
+        mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         folder = named.get("work") or arguments[_OUT]
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=".ray-train-") as scratch, ThreadPoolExecutor(1) as pool:
+        with TemporaryDirectory(dir=folder.parent, prefix=".ray-train-") as scratch:
             trainer = TorchTrainer(
                 _run_rank,
                 train_loop_config={"given": [ray.put((arguments, named))], "mailbox": mailbox},
@@ -67,8 +68,19 @@ class RayRanks:
                     name="training", storage_path=scratch, failure_config=FailureConfig(max_failures=MOST_RESTARTS)
                 ),
             )
-            fitting = pool.submit(trainer.fit)
-            while not wait([fitting], timeout=_POLL_S).done:
+            failures: list[Exception] = []
+
+            def fit() -> None:
+                try:
+                    trainer.fit()
+                except (RayError, TrainingFailedError) as failure:
+                    failures.append(failure)
+
+            # A daemon: an interrupted process does not wait for the training, and Ray ends it with the process.
+            fitting = Thread(target=fit, daemon=True)
+            fitting.start()
+            while fitting.is_alive():
+                fitting.join(_POLL_S)
                 made = ray.get(mailbox.take_progress.remote())
                 if made is not None:
                     progress.report_progress(made.work, made.done, made.total, loss=made.loss)
@@ -76,7 +88,7 @@ class RayRanks:
         if error is not None:
             raise DistillError(error)
         if result is None:
-            raise DistillError(f"The training on the Ray cluster ended early: {fitting.exception()}")
+            raise DistillError(f"The training on the Ray cluster ended early: {''.join(map(str, failures))}")
         log, files = result
         for name, content in files.items():
             path = arguments[_OUT] / name

@@ -16,7 +16,7 @@ from distill_dagster.config.inbox import DEFAULT_PHONE_REGIONS
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.dataset.mask import mask_rows
-from distill_dagster.curation.dataset.split import assign_splits
+from distill_dagster.curation.dataset.split import assign_splits, hash_text_keys
 from distill_dagster.curation.filters import FilterSettings, select_filters
 from distill_dagster.curation.filters.docs import FilterExample, build_example_row
 from distill_dagster.curation.scores import add_scores, bind_scorer, kernel
@@ -97,7 +97,7 @@ def test_json_texts_text_keys_and_splits(texts: list[str], seed: int, share: flo
         "validation" if who and int(hash_content([seed, t])[:8], 16) < int(share * 16**8) else "train"
         for t, who in zip(texts, taught, strict=True)
     ]
-    assert assign_splits(series, taught, share, seed).to_list() == wanted
+    assert assign_splits(hash_text_keys(series, seed), taught, share).to_list() == wanted
 
 
 @given(st.lists(TURNS, max_size=6))

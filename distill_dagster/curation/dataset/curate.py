@@ -22,7 +22,7 @@ from distill_dagster.curation.dataset.balance import LOW_CONFIDENCE, restore_to_
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.mask import mask_rows
 from distill_dagster.curation.dataset.slim_rows import CandidateSource, CandidateTexts, build_slim_rows, scan_candidates
-from distill_dagster.curation.dataset.split import assign_splits, assign_stratified_splits
+from distill_dagster.curation.dataset.split import assign_splits, assign_stratified_splits, hash_text_keys
 from distill_dagster.curation.dataset.steps import (
     LEAK_SCHEMA,
     NO_CACHE,
@@ -186,7 +186,11 @@ def _decide_rows(
         both = pl.DataFrame([prompt, build_targets(rows, task.matcher).alias("target")])
         return both.select(pl.concat_str("text", "target", separator="\n", ignore_nulls=True)).to_series()
 
-    rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), workers)
+    # A hash of each text, which is as short for long texts, unless near texts are merged in the order of the texts.
+    seed = None if near is None else spec.seed
+    if seed is not None:
+        held_out = set(hash_text_keys(pl.Series(sorted(held_out), dtype=pl.String), seed))
+    rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), seed, workers)
     rows = restore_to_floors(rows, spec.balance, held_out)
     ids = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
@@ -222,11 +226,13 @@ def _assign_splits(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
     """`split` of the kept rows; null for the rejected ones."""
     is_kept = rows["drop_reason"].is_null()
     kept = rows.filter(is_kept)
-    keys, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
+    hashes, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
+    if spec.dedup.near is None and share:
+        hashes = hash_text_keys(hashes, spec.seed)
     if spec.stratify is None or not share:
-        splits = assign_splits(keys, teachers, share, spec.seed)
+        splits = assign_splits(hashes, teachers, share)
     else:
         strata = kept["slice" if spec.stratify == "slice" else "answer"]
-        splits = assign_stratified_splits(strata, keys, teachers, share, spec.seed)
+        splits = assign_stratified_splits(strata, hashes, teachers, share)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
     return none.scatter(is_kept.arg_true(), splits)

@@ -10,6 +10,7 @@ import polars as pl
 
 from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.mask import needs_mask_expr
+from distill_dagster.curation.dataset.split import hash_text_keys
 from distill_dagster.curation.filters import Filter, map_in_batches, mark_dropped
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
@@ -67,6 +68,7 @@ def build_slim_rows(
     task: TaskView,
     compared: Sequence[str] = (),
     extra: Sequence[str] = (),
+    seed: int | None = None,
     workers: Workers = IN_PROCESS,
 ) -> pl.DataFrame:
     """A slim row of each candidate, in the order of the source.
@@ -75,7 +77,7 @@ def build_slim_rows(
 
         drop_reason, drop_detail    of the filters
         masks                       whether the texts are to be masked
-        text_key                    the normalized text of the user's turns, as a key
+        text_key                    the normalized text of the user's turns; with a `seed` its hash (`hash_text_keys`)
         text                        a hash of the user's turns
         compared                    a hash of the user's turns and of the columns `compared`
         ident                       a unique id
@@ -86,11 +88,12 @@ def build_slim_rows(
 
     def build_rows(batch: pl.DataFrame) -> pl.DataFrame:
         text = extract_user_texts(batch["messages"])
+        keys = build_text_keys(text)
         hashes = [text.hash(), *(batch[name].hash(seed) for seed, name in enumerate(compared, 1))]
         return mark_dropped(batch, filters, task).select(
             *_SLIM_COLUMNS,
             *extra,
-            build_text_keys(text).alias("text_key"),
+            (keys if seed is None else hash_text_keys(keys, seed)).alias("text_key"),
             hashes[0].alias("text"),
             pl.sum_horizontal(hashes).alias("compared"),
             needs_mask_expr(filters).alias("masks"),
