@@ -1,6 +1,6 @@
 """The cut of a large dataset: in one process, and with two Ray workers on the same cores.
 
-One million candidates are cut both ways, then five million. `cut_same_hash` is 1 if both give the same kept and
+One million candidates are cut both ways, then five million. `same_hash` is 1 if both give the same kept and
 rejected rows. The memory is that of all processes together: of each its own part (PSS), so Ray's shared memory counts
 once.
 """
@@ -121,14 +121,14 @@ def sum_memory_gb(pid: int) -> float:
 
 def measure(quick: bool, scratch: Path) -> dict[str, float]:
     """Cut both ways, and compare what they give."""
-    figures: dict[str, float] = {"cut_same_hash": 1}
+    figures: dict[str, float] = {"same_hash": 1}
     for name, rows in {"quick": QUICK_ROWS}.items() if quick else {"1m": ROWS, "5m": MANY_ROWS}.items():
         folder = scratch / f"cut-{name}"
         write_slices(folder, rows)
         alone, ray = run(folder, "alone"), run(folder, "ray")
         if alone["rows"] != rows or not alone["reasons"]["near_duplicate"]:
             raise SystemExit(f"The cut found no near-duplicates in {alone['rows']} rows.")
-        figures["cut_same_hash"] *= int(alone["versions"] == ray["versions"])
+        figures["same_hash"] *= int(alone["versions"] == ray["versions"])
         figures |= {f"cut_{name}_s": round(alone["s"], 1), f"cut_{name}_ray_s": round(ray["s"], 1)}
         figures |= {f"cut_{name}_gb": alone["gb"], f"cut_{name}_ray_gb": ray["gb"]}
         figures[f"cut_{name}_ray_ratio"] = round(ray["s"] / alone["s"], 2)
