@@ -51,10 +51,14 @@ class ComposedProcess:
 
     def __post_init__(self) -> None:
         self.log = self.folder / f"{self.name}.txt"
-        entry = [sys.executable, "-m", "distill_dagster.orchestration.container"]
-        with self.log.open("w") as out:
+        self.start()
+
+    def start(self) -> None:
+        """Start it, for the first time or again."""
+        entry = self.service.get("entrypoint", ["python", "-m", "distill_dagster.orchestration.container"])
+        with self.log.open("a") as out:
             self.process = subprocess.Popen(
-                [*entry, *map(self._replace, self.service["command"])],
+                list(map(self._replace, [*entry, *self.service["command"]])),
                 env=self.build_environment(),
                 cwd=PROJECT_FOLDER,
                 stdout=out,

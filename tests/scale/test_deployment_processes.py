@@ -1,8 +1,10 @@
-"""The commands of the Compose file as processes, with PostgreSQL and an object store: healthy, a slice, stopped."""
+"""The commands of the Compose file as processes, with PostgreSQL and an object store: a slice, a loss, a stop."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from distill_dagster.config import TeacherSpec
 from distill_dagster.core.database_urls import add_driver
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.tables.object_lake.lake import ObjectLake
@@ -23,7 +26,7 @@ from tests.services.conftest import Server, database, server  # noqa: F401  (fix
 from tests.support.object_store import BUCKET, CREDENTIALS, FaultyProxy, run_object_store
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.scale
 LAKE = f"s3://{BUCKET}/lake"
@@ -31,9 +34,14 @@ SERVICES = ["code-location", "daemon", "webserver"]
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def provider() -> Iterator[FakeProvider]:
     with FakeProvider(LABELS) as provider:
-        yield create_project(tmp_path, provider.url)
+        yield provider
+
+
+@pytest.fixture
+def project(provider: FakeProvider, tmp_path: Path) -> Project:
+    return create_project(tmp_path, provider.url)
 
 
 @pytest.fixture
@@ -55,7 +63,8 @@ def processes(
     workspace = project.root / "workspace.yaml"
     text = (PROJECT_FOLDER / "deploy" / "compose" / "workspace.yaml").read_text()
     workspace.write_text(text.replace("code-location", "127.0.0.1").replace("4000", ports["4000"]))
-    replaced = {"/app/deploy/compose/workspace.yaml": str(workspace), "0.0.0.0": "127.0.0.1", **ports}
+    addresses = {"code-location:4000": f"127.0.0.1:{ports['4000']}", "0.0.0.0": "127.0.0.1"}
+    replaced = {"/app/deploy/compose/workspace.yaml": str(workspace), **addresses, **ports}
     deployment = project.root / "deployment.yaml"
     switches = yaml.safe_load((PROJECT_FOLDER / "deploy" / "compose" / "deployment.yaml").read_text())
     switches["lake"]["url"] = LAKE
@@ -90,8 +99,14 @@ def query(processes: dict[str, ComposedProcess], text: str) -> Any:
         return json.load(response)["data"]
 
 
-def test_services_are_healthy_run_a_slice_and_stop(
-    project: Project, processes: dict[str, ComposedProcess], monkeypatch: pytest.MonkeyPatch
+def read_runs(processes: dict[str, ComposedProcess]) -> list[tuple[str, str]]:
+    """The jobs and statuses of all runs, the newest first."""
+    runs = query(processes, "{runsOrError{... on Runs{results{jobName status}}}}")["runsOrError"]["results"]
+    return [(run["jobName"], run["status"]) for run in runs]
+
+
+def test_services_run_a_slice_survive_the_loss_of_the_code_location_and_stop(
+    project: Project, provider: FakeProvider, processes: dict[str, ComposedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = query(processes, "{workspaceOrError{... on Workspace{locationEntries{name loadStatus}}}}")
     assert nodes["workspaceOrError"]["locationEntries"] == [
@@ -100,15 +115,31 @@ def test_services_are_healthy_run_a_slice_and_stop(
     log = project.root / "backfill.txt"
     command = project.start("backfill", TASK, "--slice", "shop", "--json", log=log, **processes["daemon"].environment)
     assert command.wait(HANG_S) == 0, log.read_text()
-    runs = query(processes, "{runsOrError{... on Runs{results{status jobName}}}}")["runsOrError"]["results"]
-    assert {run["status"] for run in runs} == {"SUCCESS"}
-    assert f"{TASK}_slices" in {run["jobName"] for run in runs}
+    runs = read_runs(processes)
+    assert {status for _, status in runs} == {"SUCCESS"}
+    assert f"{TASK}_slices" in {job for job, _ in runs}
     for name, value in processes["daemon"].environment.items():
         monkeypatch.setenv(name, value)
     lake = ObjectLake(LAKE, project.root / "cache", project.root / "reports", 2**30)
     record = lake.read_record(TASK, "scored_completions", "shop")
     assert record is not None
     assert record.missing_rows == 0
+
+    # The container of the code location is lost in the middle of a run, and starts again.
+    provider.pause_s, asked = 5.0, len(provider.requests)
+    lost = project.start("backfill", TASK, "--slice", "web", log=log, **processes["daemon"].environment)
+    wait_until(lambda: len(provider.requests) > asked, "a request of the second run")
+    code_location = processes["code-location"]
+    os.killpg(code_location.process.pid, signal.SIGKILL)
+    code_location.process.wait(HANG_S)
+    provider.pause_s = 0.0
+    code_location.start()
+    code_location.wait_until_healthy()
+    assert lost.wait(HANG_S) == 1, log.read_text()
+    assert read_runs(processes)[0] == (f"{TASK}_slices", "FAILURE")
+    again = project.start("backfill", TASK, "--slice", "web", log=log, **processes["daemon"].environment)
+    assert again.wait(HANG_S) == 0, log.read_text()
+    assert len(provider.requests) - asked <= 12 + TeacherSpec.model_fields["concurrency"].default
 
     children = {name: psutil.Process(one.process.pid).children(recursive=True) for name, one in processes.items()}
     codes = {name: processes[name].stop() for name in reversed(SERVICES)}
