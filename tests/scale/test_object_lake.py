@@ -116,7 +116,7 @@ def test_nothing_is_downloaded_twice(open_lake: OpenLake, store: FaultyProxy) ->
     write(open_lake("one"), "a")
     lake = open_lake("other")
     asked: list[str] = []
-    store.choose = lambda method, path: asked.append(f"{method} {path}")  # type: ignore[func-returns-value]
+    store.choose = lambda method, path: asked.append(f"{method} {path}")
     for _ in range(3):
         assert read_ids(lake) == ["a"]
     assert len([line for line in asked if f"/{OBJECTS}/" in line]) == 1

@@ -23,8 +23,11 @@ FILES = {"t.parquet": {"bytes": 100, "sha256": ""}}
 def test_the_cache_keeps_its_bound_and_what_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = LakeCache(tmp_path, 250)
 
+    def fill(folder: Path) -> None:
+        (folder / "t.parquet").write_bytes(b"x" * 100)
+
     def add(name: str, age_s: float) -> Path:
-        folder = kept.add(f"{OBJECTS}/t/a/s/{name}", FILES, lambda f: bool((f / "t.parquet").write_bytes(b"x" * 100)))
+        folder = kept.add(f"{OBJECTS}/t/a/s/{name}", FILES, fill)
         os.utime(folder, (time.time() - age_s,) * 2)
         return folder
 
