@@ -65,7 +65,8 @@ def read_outcome(run_id: str, events: Iterable[dg.DagsterEvent], success: bool) 
         elif event.is_engine_event:
             engine_error = event.engine_event_data.error or engine_error
         elif event.is_run_failure:
-            outcome.run_error = event.job_failure_data.error or engine_error
+            failure = event.event_specific_data  # None if somebody else than the run marked it as failed
+            outcome.run_error = getattr(failure, "error", None) or engine_error
             outcome.message = event.message or ""
         elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
             outcome.message = "its run was cancelled"
