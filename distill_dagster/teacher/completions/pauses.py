@@ -52,11 +52,12 @@ class PauseStore:
 
     def note(self, spec: TeacherSpec, error: TeacherPausedError) -> None:
         """Note the pause that a teacher asked for, in place of an earlier one."""
-        values = {"teacher": hash_provider(spec), "model": spec.model, "until": error.until, "reason": error.reason}
+        teacher = hash_provider(spec)
+        values = {"teacher": teacher, "model": spec.model, "until": error.until, "reason": error.reason}
         with self._engine.begin() as connection:
-            connection.execute(_PAUSES.delete().where(_PAUSES.c.teacher == values["teacher"]))
+            connection.execute(_PAUSES.delete().where(_PAUSES.c.teacher == teacher))
             connection.execute(insert_if_new(self._engine, _PAUSES), [values | {"noted_at": time.time()}])
-        note_wait(self._engine, values["teacher"], error.until - time.time(), error.reason)
+        note_wait(self._engine, teacher, error.until - time.time(), error.reason)
 
     def find(self, spec: TeacherSpec) -> Pause | None:
         """The pause of a teacher that has not ended, or None."""
