@@ -39,6 +39,8 @@ def _take_order(asset: str) -> str:
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "os.kill":
+        return
     if _due:
         os.kill(os.getpid(), signal.SIGKILL)
     if event != "os.rename":
