@@ -19,7 +19,7 @@ DEFAULT_DAYS = 7
 
 def clean_lake(
     older_than: Annotated[
-        int, typer.Option("--older-than", min=0, help="Keep what was written in this many days, and in the last hour.")
+        int, typer.Option("--older-than-days", min=0, help="Keep what was written in these days, and in the last hour.")
     ] = DEFAULT_DAYS,
     as_json: JsonOption = False,
 ) -> None:

@@ -58,4 +58,7 @@ def test_another_machine_goes_on_with_what_is_in_the_lake(tmp_path: Path, url: s
     statuses = [machine.distill("status", TASK, "--json").json["artifacts"] for machine in (one, other)]
     assert statuses[0] == statuses[1]
     assert next(found["name"] for found in statuses[0] if found["state"] != "fresh") == "filtered_dataset"
+    cleaned = one.distill("clean-lake", "--older-than-days", "0", "--json").json
+    assert cleaned["removed"] == 0  # all are younger than an hour
+    assert cleaned["kept"] > 15
     assert not any((machine.home / "lake").exists() for machine in (one, other))

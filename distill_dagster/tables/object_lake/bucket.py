@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 S3_REMEDY = "Install the extra `s3`: .venv/bin/pip install -c requirements/constraints.txt -e '.[s3]'"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-RETRY_TIMEOUT_S, REQUEST_TIMEOUT_S = 120, 60
+RETRY_TIMEOUT_S, REQUEST_TIMEOUT_S = 60, 60
 ATTEMPTS, QUICK_S = 4, 10.0
 """So often, and within these seconds, is asked again what the client does not retry: an answer cut in the middle."""
 MAX_MESSAGE_CHARS = 300
