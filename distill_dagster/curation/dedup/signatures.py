@@ -73,7 +73,7 @@ def sign_texts(texts: Iterable[pa.LargeStringArray], scheme: MinHashScheme, limi
 
     seeds = folding.build_minhash_seeds(scheme.bands * scheme.rows_per_band)
 
-    def sign_batch(batch: pa.LargeStringArray) -> tuple[Array, ...]:
+    def sign_batch(batch: pa.LargeStringArray) -> tuple[Any, ...]:  # three arrays, and a list with one per band
         def run(data: Array, offsets: Array) -> tuple[Array, ...]:
             return kernel.compute_signatures(
                 data,
