@@ -73,7 +73,6 @@ def test_an_outcome_is_that_of_runs_in_this_process(project: Project, provider: 
     there, here_too = (json.loads(ended.out.replace(str(one.root), "")) for ended, one in both)
     for field in ("failed", "blocked", "waiting", "pending", "teacher_calls"):
         assert there[field] == here_too[field], field
-    assert launched.json["waiting"], "the policy leaves students as they are"
     versions = [one.record("filtered_dataset").data_version for one in (project, here)]
     assert versions[0] == versions[1]
 
