@@ -191,7 +191,7 @@ clean-data: ## remove generated data, stored answers included (asks first); keep
 	@[ ! -e data/store ] || [ -n "$(YES)" ] || { \
 		printf 'Remove everything in data/ that was generated, stored answers of teachers included? They would be '; \
 		printf 'paid for again. [y/N] '; read -r answer && [ "$$answer" = y ] || { echo "Nothing was removed."; exit 1; }; }
-	rm -rf data/lake data/store data/models data/instance data/reports data/alerts data/data_docs data/locks data/training data/tuning data/batches
+	rm -rf data/lake data/lake_cache data/store data/models data/instance data/reports data/alerts data/data_docs data/locks data/training data/tuning data/batches
 
 clean: clean-data ## the same, plus .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .tmp_dagster_home_*
