@@ -192,11 +192,7 @@ def _read_slice_use(env: StageContext) -> dict[str, TeacherUse]:
     """How many prompts of all slices each teacher was asked about, and its seconds per prompt."""
     keys = env.folder.list_slice_keys()
     env.lake.prefetch(env.task_name, "teacher_completions", keys)
-    paths = [
-        path
-        for key in keys
-        if (path := env.lake.get_path(env.task_name, "teacher_completions", key)).exists()
-    ]
+    paths = [path for key in keys if (path := env.lake.get_path(env.task_name, "teacher_completions", key)).exists()]
     if not paths:
         return {}
     rows = (
