@@ -21,7 +21,6 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
-from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
@@ -192,6 +191,9 @@ class Launcher:
         """
         if not isinstance(self.instance.run_coordinator, QueuedRunCoordinator):
             return
+        # slow to load
+        from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+
         beat = self.instance.get_daemon_heartbeats().get(QueuedRunCoordinatorDaemon.daemon_type())
         if beat is None or time.time() - beat.timestamp > HEARTBEAT_S:
             raise DistillError(f"No Dagster daemon takes runs from the queue of this instance. {START_DAEMON}")
@@ -251,7 +253,7 @@ def open_launcher(
         errors = [entry.load_error for entry in request.get_code_location_entries().values() if entry.load_error]
         if not request.code_locations:
             why = f" ({errors[0].message.strip().splitlines()[0]})" if errors and errors[0] else ""
-            raise DistillError(f"No code location of {workspace} answers{why}. {START_DAEMON}")
+            raise DistillError(f"No code location answers that {workspace} names{why}. {START_DAEMON}")
         launcher = Launcher(instance, request, campaign, tags, title)
         launcher.check_daemon()
         yield launcher

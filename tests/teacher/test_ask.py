@@ -409,3 +409,14 @@ def test_seven_of_eight_are_enough_and_a_smoke_test_can_be_left_out(ask: Ask, pr
 
     provider.answer = one_in_eight
     assert ask(tuple(f"{text} again" for text in texts), **settings).usage.calls == 80
+
+
+def test_a_few_rows_leave_the_garbage_collector_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(1))
+    monkeypatch.setattr("gc.unfreeze", lambda: None)
+    ask()
+    assert frozen == []
+    monkeypatch.setattr("distill_dagster.teacher.asking.ask.FREEZE_JOBS", 1)
+    ask()
+    assert frozen

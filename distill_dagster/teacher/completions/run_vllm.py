@@ -34,13 +34,11 @@ def answer_all_files(folder: Path, options: list[str]) -> int:
         with ExitStack() as locks:
             files = _lock_files(folder, locks, at_once)
             if not files:
-                print(f"{answered} files answered; none is left to do here.", file=sys.stderr)
+                print(f"Files answered: {answered}. None is left to do here.", file=sys.stderr)
                 return 0
             code = _answer_files(folder, files, options)
         if code:
-            print(
-                f"vllm ended with exit code {code}. {answered} files are answered. Start this again.", file=sys.stderr
-            )
+            print(f"vllm ended with exit code {code}. Files answered: {answered}. Start this again.", file=sys.stderr)
             return code
         answered += len(files)
 
@@ -78,7 +76,7 @@ def _answer_files(folder: Path, files: dict[Path, list[str]], options: list[str]
     with tempfile.TemporaryDirectory(prefix=".run-", dir=folder) as temporary:
         requests, answers = Path(temporary, "requests.jsonl"), Path(temporary, "answers.jsonl")
         requests.write_text("".join(f"{line}\n" for lines in files.values() for line in lines), encoding="utf-8")
-        print(f"{len(owners)} requests of {len(files)} files", file=sys.stderr)
+        print(f"Requests: {len(owners)}. Files: {len(files)}.", file=sys.stderr)
         command = ["vllm", "run-batch", "-i", str(requests), "-o", str(answers), *options]
         try:
             code = subprocess.run(command, check=False).returncode
