@@ -139,6 +139,8 @@ def test_what_the_documentation_shows_passes() -> None:
             if "seeds" in block:
                 slices += 1
                 assert _find_errors("slice", block) == [], page.name
+            elif any("/" in name for name in block.get("teachers", {})):
+                continue  # deployment.yaml has models there, task.yaml has names
             elif set(block) <= set(Task.model_fields):
                 settings += 1
                 assert _find_errors("task", merge_settings(TASK, block)) == [], page.name
