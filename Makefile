@@ -5,6 +5,7 @@
 #   STUDENT=name        for `make demo`: train one student only, minilm or smollm2
 #   TEACHER=embedded    for `make demo`: a small model on this machine instead of the recorded teacher, in a task of its own
 #   TEST_JOBS=4         for `make test`: number of workers (default 2)
+#   SCALE='scale and not slow'  for `make test-scale`: without the tests that start a cluster or a deployment
 #   YES=1               for `make clean-data` and `make clean`: do not ask
 #   EXTRAS=test,postgres  extras to install together with the rest, instead of by setup-test and setup-postgres
 #
@@ -21,6 +22,7 @@ YES ?=
 EXTRAS ?=
 # Workers of `make test`; each takes up to 2 GB.
 TEST_JOBS ?= 2
+SCALE ?= scale
 
 ifeq ($(filter $(TORCH),cpu gpu),)
 $(error TORCH is '$(TORCH)'; it can be cpu or gpu)
@@ -159,7 +161,7 @@ test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests with a PostgreSQL se
 
 test-scale: $(SETUP_SCALE) ## the tests with a Ray cluster, an object store and the processes of a deployment
 	$(need-postgres)
-	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m scale tests/scale
+	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m "$(SCALE)" tests/scale
 
 lint: $(SETUP_TEST) ## ruff: rules and format
 	@echo "lint: ruff"

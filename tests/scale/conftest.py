@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.ray_cluster import RayCluster, run_cluster
+from tests.support.ray_cluster import RayCluster, run_cluster, set_token
+
+set_token()  # before test modules import Ray
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 from tests.support.waiting import HANG_S, wait_until
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.slow]
 LAKE = f"s3://{BUCKET}/lake"
 SERVICES = ["code-location", "daemon", "webserver"]
 

@@ -13,7 +13,7 @@ from tests.support.object_store import BUCKET, CREDENTIALS, run_object_store
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.slow]
 
 
 @pytest.fixture

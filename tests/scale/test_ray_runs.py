@@ -23,7 +23,7 @@ from tests.support.deployed import deploy_on_ray, launch
 from tests.support.ray_cluster import RayCluster
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.slow]
 BUNDLED = "support_triage"
 SLICES = ["api", "reports"]
 ROWS = 24

@@ -32,7 +32,7 @@ from tests.curation.test_steps import LABELS, items, row
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.slow]
 SENTENCE = "the order came late and its box was wet so now we ask for a new one or our money"
 
 

@@ -5,6 +5,7 @@ Token authentication is on. Nothing is found through `/tmp/ray`, so that several
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import shutil
@@ -24,6 +25,7 @@ import psutil
 
 START_S, STOP_S = 600, 30
 STORE_BYTES = 100_000_000
+AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 FOLDER_VARIABLE = "DISTILL_TEST_RAY_FOLDER"
 # Without a server for Ray Client: nothing uses it, it takes a fixed port, and the head ends if it starts slowly.
 _RAY = [
@@ -152,6 +154,17 @@ class RayCluster:
             time.sleep(0.2)
 
 
+def set_token() -> None:
+    """Make a token for the clusters of this process. Call it before Ray is imported, which reads these variables."""
+    if all(name in os.environ for name in AUTHENTICATION):
+        return
+    token = Path(tempfile.mkdtemp(prefix="ray-token-")) / "token"
+    atexit.register(shutil.rmtree, token.parent, ignore_errors=True)
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ |= dict(zip(AUTHENTICATION, ("token", str(token)), strict=True))
+
+
 @contextmanager
 def run_cluster(workers: int = 2, cpus: int = 1, node_environment: Mapping[str, str] = {}) -> Iterator[RayCluster]:
     """Run a cluster with so many workers, and stop it by the ids of its processes.
@@ -161,11 +174,9 @@ def run_cluster(workers: int = 2, cpus: int = 1, node_environment: Mapping[str, 
     """
     # A short path: Ray's sockets are below it, and a socket's path has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
+    set_token()
     port, jobs_port = _find_free_ports(2)
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    environment = {name: os.environ[name] for name in AUTHENTICATION} | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     own = {
         FOLDER_VARIABLE: str(folder),
         # `dagster` must be on the path of jobs.
