@@ -183,6 +183,8 @@ def run_cluster(workers: int = 2, cpus: int = 1, node_environment: Mapping[str, 
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         # Otherwise Ray kills jobs while others of this machine take its memory.
         "RAY_memory_monitor_refresh_ms": "0",
+        # Otherwise workers wait for whatever else runs here: Ray starts them with niceness 15.
+        "RAY_worker_niceness": "0",
     }
     cluster = RayCluster(folder, port, jobs_port, environment, {**own, **node_environment})
     with mock.patch.dict(os.environ, environment):
