@@ -43,7 +43,7 @@ class BundledProject(Project):
 def bundled(tmp_path: Path) -> BundledProject:
     project = BundledProject(tmp_path)
     shutil.copytree(PROJECT_FOLDER / "data" / "tasks" / BUNDLED, project.folder)
-    for path in (project.folder / "slices").iterdir():
+    for path in [*(project.folder / "slices").iterdir(), *(project.folder / "imagined").iterdir()]:
         if path.stem not in SLICES:
             path.unlink()
     for name in ("golden.jsonl", "dev.jsonl"):
