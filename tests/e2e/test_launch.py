@@ -61,6 +61,7 @@ def test_slices_are_a_backfill_with_a_run_each(fresh: Project, provider: FakePro
 
 
 def test_an_outcome_is_that_of_runs_in_this_process(project: Project, provider: FakeProvider) -> None:
+    project.change_task(refresh={"min_new_rows": 10})  # so that students wait, in both ways
     here = project.copy(project.root.parent / "here")
     for one in (project, here):
         one.change_slice("web", lambda value: value["seeds"].append("one more login"))
@@ -73,6 +74,7 @@ def test_an_outcome_is_that_of_runs_in_this_process(project: Project, provider: 
     there, here_too = (json.loads(ended.out.replace(str(one.root), "")) for ended, one in both)
     for field in ("failed", "blocked", "waiting", "pending", "teacher_calls"):
         assert there[field] == here_too[field], field
+    assert "student_adapter[one]" in there["waiting"]
     versions = [one.record("filtered_dataset").data_version for one in (project, here)]
     assert versions[0] == versions[1]
 
