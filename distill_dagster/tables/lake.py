@@ -180,7 +180,7 @@ class Lake:
         temporary.mkdir()
         try:
             finished = build_record(fill(temporary))
-            (temporary / RECORD_FILE).write_text(json.dumps(asdict(finished), indent=1))
+            write_folder_record(temporary, finished)
             swap_folder(temporary, folder)
             return finished
         finally:
@@ -216,6 +216,11 @@ def scan_table_file(path: Path, schema: pl.Schema) -> pl.LazyFrame:
             f"{path} does not have the columns that this version declares: another version wrote it. Run `distill run`."
         )
     return frame
+
+
+def write_folder_record(folder: Path, record: ArtifactRecord) -> None:
+    """Write the record into the folder of an artifact that is not in place yet."""
+    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1))
 
 
 def read_folder_record(folder: Path) -> ArtifactRecord | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +22,7 @@ from distill_dagster.tables.lake import (
     format_artifact_name,
     read_folder_record,
     scan_table_file,
+    write_folder_record,
     write_table_file,
 )
 from distill_dagster.tables.object_lake.bucket import Bucket, ObjectMissingError
@@ -163,7 +163,7 @@ class ObjectLake(Lake):
     ) -> ArtifactRecord:
         def fill_with_record(folder: Path) -> ArtifactRecord:
             finished = build_record(fill(folder))
-            (folder / RECORD_FILE).write_text(json.dumps(asdict(finished), indent=1))
+            write_folder_record(folder, finished)
             return finished
 
         record = self._publish(task, asset, partition, fill_with_record)
