@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from distill_dagster.core.openmp import limit_openmp_spin
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS
 
 # As the command line does, before any library loads OpenMP.
 limit_openmp_spin()
@@ -48,3 +51,10 @@ def small_smollm2(shared_folder: Path, models_folder: Path) -> Path:
             transformers.AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
             temporary.rename(folder)
     return folder
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    """A teacher that has not been asked anything."""
+    with FakeProvider(LABELS) as provider:
+        yield provider

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,13 +42,6 @@ def complete(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         (temporary / "ended.json").write_text(json.dumps({"ended": asdict(ended), "requests": made.requests}))
         temporary.rename(kept)
         return made
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    """A teacher that has not been asked anything."""
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 @pytest.fixture

@@ -25,18 +25,11 @@ from tests.scale.compose import SET, ComposedProcess, read_compose
 from tests.services.conftest import Server, database, server  # noqa: F401  (fixtures)
 from tests.support.object_store import BUCKET, CREDENTIALS, FaultyProxy, run_object_store
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS
 from tests.support.waiting import HANG_S, wait_until
 
 pytestmark = [pytest.mark.scale, pytest.mark.slow]
 LAKE = f"s3://{BUCKET}/lake"
 SERVICES = ["code-location", "daemon", "webserver"]
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 @pytest.fixture

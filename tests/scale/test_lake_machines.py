@@ -11,15 +11,8 @@ import pytest
 from tests.e2e.project import GROUP, TASK, Project, create_project
 from tests.support.object_store import BUCKET, CREDENTIALS, run_object_store
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS
 
 pytestmark = [pytest.mark.scale, pytest.mark.slow]
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 @pytest.fixture

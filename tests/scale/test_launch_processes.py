@@ -14,16 +14,9 @@ from distill_dagster.orchestration.launcher import SUBMITTED_STATUSES, get_works
 from tests.e2e.project import GROUP, STUDENT_ASSETS, TASK, Project, create_project
 from tests.e2e.test_ui_process import RunningUi
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS
 from tests.support.waiting import HANG_S, wait_until
 
 pytestmark = [pytest.mark.scale, pytest.mark.slow]
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -28,7 +27,6 @@ from distill_dagster.teacher.providers.responses import build_unusable_response
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, CommandResult, Project, create_project
 from tests.support.postgres import Server
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS
 from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.services
@@ -41,12 +39,6 @@ DATASET = [
     "teacher_completions",
 ]
 DATASET += ["scored_completions", "filtered_dataset"]
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 from tests.support.postgres import Server
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS
 from tests.support.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.services
@@ -90,12 +88,6 @@ def let_ask(*hosts: subprocess.Popen[str]) -> None:
         assert host.stdin is not None
         host.stdin.write("go\n")
         host.stdin.flush()
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 def test_hosts_share_a_budget_and_the_requests_per_minute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,6 @@ from tests.support.task import LABELS, build_asker, build_request_builder, write
 
 MODES = [{"api": "text"}, {"api": "chat"}]
 by_api = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["api"])
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 def prompts(*texts: str) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +35,9 @@ from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import compute_worst_case
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
-from tests.support.task import LABELS
 from tests.support.waiting import HANG_S, wait_until
 
 PRICE = {"input_usd": 100.0, "output_usd": 200.0}
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 Make = Callable[..., CompletionEngine]

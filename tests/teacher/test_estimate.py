@@ -31,12 +31,6 @@ PRICE = {"input_usd": 2.0, "output_usd": 8.0}
 
 
 @pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
-
-
-@pytest.fixture
 def env(tmp_path: Path, provider: FakeProvider) -> Iterator[StageContext]:
     teacher = {"api_base": provider.url, "price": PRICE, "requests_per_minute": 120, "api": "chat"}
     folder = write_small_task(tmp_path, teacher=teacher | {"soft_labels": "votes", "few_shot": {"draws": 2}})

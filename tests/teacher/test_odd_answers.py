@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ USAGE = {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34}
 VOTES: dict[str, Any] = {"api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}}
 LOGPROBS = VOTES | {"soft_labels": "logprobs"}
 Change = Callable[[dict[str, Any]], Any]
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 def make_odd(provider: FakeProvider, change: Change) -> None:

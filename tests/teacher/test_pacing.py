@@ -28,14 +28,6 @@ from distill_dagster.teacher.providers.attempts import TeacherPausedError
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
-from tests.support.task import LABELS
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
-
 
 Make = Callable[..., CompletionEngine]
 

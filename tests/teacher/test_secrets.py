@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,9 @@ from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.responses import redact_response
 from tests.support.provider import FakeProvider, Fault
-from tests.support.task import LABELS, build_asker, build_stage_context, write_small_task
+from tests.support.task import build_asker, build_stage_context, write_small_task
 
 SECRET = "sk-planted-9f8e7d6c5b4a"
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 def env(tmp_path: Path, provider: FakeProvider, **teacher: object) -> StageContext:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from distill_dagster.teacher.providers.terms import (
 )
 from tests.e2e.project import TASK, Project, create_project
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, write_small_task
+from tests.support.task import write_small_task
 
 OWN = {
     "restricts": "no",
@@ -42,12 +41,6 @@ OWN = {
 }
 UNSAID = {"acknowledged": False}
 RESTRICTING = "anthropic/claude-sonnet-4-5"
-
-
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS) as provider:
-        yield provider
 
 
 def test_every_entry_has_its_source() -> None:
