@@ -137,6 +137,7 @@ def train_adapter(
         given = (spec, labels, settings, rows, validation, out, models_folder, epochs, what)
         return launch(given, {"work": work, "assistant": assistant, "captured": captured})
     join_ranks()
+    loading.load_libraries()
     check_model_fits(spec, models_folder, ranks=get_world_size())
     wait_for_ranks()  # no rank loads its model before all have measured the free memory
     dtype = loading.get_training_dtype(spec)

@@ -31,6 +31,7 @@ from distill_dagster.pipeline.student_speed import WARM_UP_CALLS, time_alone, ti
 from distill_dagster.pipeline.worker_predictions import PART_PROMPTS, StudentSource, WorkerPredictor
 from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_held_out_prompts, build_messages, compute_prompt_id
+from distill_dagster.student.loading import load_libraries
 from distill_dagster.student.predict import build_centroid_predictor, build_linear_probe_predictor, load_predictor
 from distill_dagster.student.sentences import SENTENCE_MODEL
 from distill_dagster.student.types import Predictor, StudentPrompt, TaskSettings
@@ -196,6 +197,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         starts no run.
     """
     assert partition is not None
+    load_libraries()
     started = time.perf_counter()
     inputs = StageInputs(env, "predictions", partition)
     inputs.note_source("golden_set")

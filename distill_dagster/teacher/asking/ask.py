@@ -375,7 +375,13 @@ class Asker:
 
 @contextmanager
 def _freeze_garbage_collector() -> Iterator[None]:
-    """Exclude all existing objects from garbage collection, which many short-lived rows would trigger often."""
+    """Exclude all existing objects from garbage collection, which many short-lived rows would trigger often.
+
+    Where the caller has excluded some already, they stay so, and nothing is done here.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield
