@@ -66,11 +66,14 @@ class Recording:
     def to_json(self) -> dict[str, Any]:
         """The record that an import writes. Reading it gives this recording again.
 
-        A prompt that begins as JSON is written as a turn, or it would be read as a chat that a spreadsheet cut.
+        A prompt that begins as JSON is written as a turn, or it would be read as a chat that a spreadsheet cut. So is a
+        completion that would be.
         """
         record = {name: value for name, value in asdict(self).items() if value is not None}
         if self.prompt is not None and self.prompt.lstrip().startswith(("[", "{")):
             record["prompt"] = [{"role": "user", "content": self.prompt}]
+        if _is_read_as_chat(self.completion):
+            record["completion"] = [{"role": "assistant", "content": self.completion}]
         return record
 
     @cached_property
@@ -79,6 +82,13 @@ class Recording:
         excluded = {"prompt", "conversation", "id", "created"}
         excluded |= {"soft_labels"} if self.soft_labels is None else set()  # so that older recordings keep their hash
         return hash_content({name: value for name, value in asdict(self).items() if name not in excluded})
+
+
+def _is_read_as_chat(text: str) -> bool:
+    try:
+        return parse_cell(text) != text
+    except ValueError:
+        return True
 
 
 FAILED, NO_COMPLETION, WITH_PICTURE = "failed call", "without a completion", "with a picture or other attachment"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import re
@@ -38,6 +39,7 @@ def load_libraries() -> None:
 
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # at the end, DuckDB prints what it takes for leaks
 
 
 @dataclass

@@ -103,6 +103,22 @@ def test_a_recorded_prompt_that_begins_as_json_is_read_again(prompt: str) -> Non
     assert parse_recordings(recording.to_json(), ReplaySpec()) == [recording]
 
 
+@pytest.mark.parametrize(
+    "completion",
+    [
+        '[{"role": "user"',
+        '[{"role": "user", "content": "a"}]',
+        '{"role": "user", "content": "a"}',
+        '{"total": 3}',
+        "{",
+        "a",
+    ],
+)
+def test_a_recorded_completion_that_begins_as_json_is_read_again(completion: str) -> None:
+    recording = Recording(completion, "a prompt", id="1")
+    assert parse_recordings(json.loads(json.dumps(recording.to_json())), ReplaySpec()) == [recording]
+
+
 @settings(max_examples=500)
 @given(
     st.sampled_from(["a.csv", "a.json", "a.jsonl", "a.tsv"]),
