@@ -409,8 +409,12 @@ def test_a_few_rows_leave_the_garbage_collector_alone(ask: Ask, monkeypatch: pyt
     frozen: list[int] = []
     monkeypatch.setattr("gc.freeze", lambda: frozen.append(1))
     monkeypatch.setattr("gc.unfreeze", lambda: None)
+    monkeypatch.setattr("gc.get_freeze_count", lambda: 0)  # students that earlier tests trained leave libraries out
     ask()
     assert frozen == []
     monkeypatch.setattr("distill_dagster.teacher.asking.ask.FREEZE_JOBS", 1)
     ask()
-    assert frozen
+    assert frozen == [1]
+    monkeypatch.setattr("gc.get_freeze_count", lambda: 9)
+    ask()
+    assert frozen == [1]
