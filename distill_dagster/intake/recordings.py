@@ -66,8 +66,8 @@ class Recording:
     def to_json(self) -> dict[str, Any]:
         """The record that an import writes. Reading it gives this recording again.
 
-        A prompt that begins as JSON is written as a turn, or it would be read as a chat that a spreadsheet cut. So is a
-        completion that would be.
+        A prompt that begins as JSON is written as a turn, or it would be read as a chat that a spreadsheet cut.
+        A completion is written so where it would be read as a chat.
         """
         record = {name: value for name, value in asdict(self).items() if value is not None}
         if self.prompt is not None and self.prompt.lstrip().startswith(("[", "{")):
