@@ -179,7 +179,7 @@ def read_svamp(data: Path) -> Source:
         [_make_written_row(row["id"], row["question"], row["found"], row["why"]) for row in rows],
         [(row["question"], row["equation"]) for row in found["test"]],
         sum(right) / len(right),
-        {"smollm2": WRITER | {"epochs": 8}},
+        {"smollm2": WRITER},
         agreed={row["id"] for row in rows if _names_value(row["why"], row["found"])},
         is_right=are_equal_values,
     )

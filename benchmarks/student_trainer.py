@@ -29,9 +29,9 @@ Figures = dict[str, Any]
 class Bench:
     """Trains students once for each setting, rows and seed."""
 
-    def __init__(self, home: Path, models: Path, seeds: int, change: dict[str, Any]) -> None:
+    def __init__(self, home: Path, models: Path, seeds: list[int], change: dict[str, Any]) -> None:
         """`change` is put over the settings of every student."""
-        self.models, self.seeds, self.change = models, range(seeds), change
+        self.models, self.seeds, self.change = models, seeds, change
         self.cache = home / "students"
         self.devices: Counter[str] = Counter()
         """How many trainings ran on which device."""
@@ -108,10 +108,10 @@ class Bench:
         validation: list[TrainRow],
         epochs: int | None = None,
         **change: Any,
-    ) -> list[Figures]:
+    ) -> dict[int, Figures]:
         """What `measure` returns, for each seed of a student with changed settings."""
-        specs = [self.build_spec(settings, seed, **change) for seed in self.seeds]
-        return [self.measure(source, spec, rows, validation, epochs) for spec in specs]
+        specs = {seed: self.build_spec(settings, seed, **change) for seed in self.seeds}
+        return {seed: self.measure(source, spec, rows, validation, epochs) for seed, spec in specs.items()}
 
 
 def summarize(values: list[float]) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """Students in figures: what each way of teaching gives, on Banking77, support_triage, CommonsenseQA and SVAMP.
 
 Usage: python benchmarks/students.py --data FOLDER [--parts shrink table soft_hard commonsenseqa svamp]
-           [--sources banking77 support_triage] [--students minilm smollm2] [--seeds 3] [--rows 1200] [--items 1221]
-           [--home FOLDER] [--quick] [--json FILE]
+           [--sources banking77 support_triage] [--students minilm smollm2] [--systems distilled human ...]
+           [--seeds 0 1 2] [--rows 1200] [--items 1221] [--home FOLDER] [--quick] [--json FILE]
 
 FOLDER holds banking77, commonsenseqa and svamp: human labels and recorded teachers. support_triage is the bundled task.
 Every accuracy is on rows that nothing else uses, and is the mean over seeds; `_sd` is the standard deviation over them.
@@ -15,9 +15,10 @@ recordings, without filters; a tenth of them is validation.
     commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
-Each part writes its figures when it ends, and on which devices it trained. `table` keeps the sources that a run does
-not measure. Trainings are cached in --home by settings and rows, not by code: use a new home after a change of the
-code.
+Each part writes its figures when it ends, and on which devices it trained. `table` also writes each of its rows as soon
+as it is measured, with the accuracy of each seed, and keeps the rows and seeds that a run does not measure. So one
+student, system or seed can be measured at a time. Trainings are cached in --home by settings and rows, not by code: use
+a new home after a change of the code.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import json
 import random
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ QUICK = {"epochs": 1}
 READERS = {"banking77": sources.read_banking77, "support_triage": sources.read_support_triage}
 WRITTEN = {"commonsenseqa": ("cqa", sources.read_commonsenseqa), "svamp": ("svamp", sources.read_svamp)}
 PARTS = ("shrink", "table", "soft_hard", *WRITTEN)
+SYSTEMS = (
+    "teacher",
+    "human_examples",
+    "human",
+    "distilled",
+    *(f"combined_x{factor}" for factor in HUMAN_FACTORS),
+    "combined_written",
+    "combined_preference",
+    "progressive",
+)
+"""The rows of `table`. `distilled` and `progressive` are also measured for an encoder of 3 layers."""
 NOTE = (
     "Banking77 (Casanueva et al. 2020; PolyAI, CC BY 4.0), CommonsenseQA (Talmor et al. 2019) and SVAMP (Patel et al. "
     "2021) with the recorded answers of Hsieh et al. 2023. The teacher of Banking77 and of the tickets is a "
@@ -68,28 +81,57 @@ def measure_shrink(bench: Bench, source: sources.Source) -> Figures:
     figures: Figures = {}
     for name, change in systems.items():
         found = bench.measure_seeds(source, settings, rows, validation, **change)
-        mean, deviation = summarize([one["accuracy"] for one in found])
-        latency = round(statistics.median(one["latency_s"] for one in found), 5)
+        mean, deviation = summarize([one["accuracy"] for one in found.values()])
+        latency = round(statistics.median(one["latency_s"] for one in found.values()), 5)
         figures[name] = {"accuracy": mean, "sd": deviation, "latency_s": latency}
     return {f"shrink_{source.name}": figures}
 
 
-def measure_table(bench: Bench, source: sources.Source, students: list[str]) -> Figures:
-    """The rows of one source in the figure `table`: every system of every student."""
-    rows, validation = source.split(source.taught)
-    table: list[Figures] = []
+class Table:
+    """The figure `table`: by source, a row for each student and system, with the accuracy of each seed.
 
-    def add(student: str | None, system: str, count: int, found: list[float]) -> None:
-        mean, deviation = summarize(found)
-        table.append({"student": student, "system": system, "rows": count, "accuracy": mean, "sd": deviation})
-        print(table[-1], flush=True)
+    A row that is measured is written at once. It replaces the same seeds of its row in the file and keeps the others,
+    unless they learned another number of rows.
+    """
+
+    def __init__(self, source: str, systems: list[str] | None, record: Callable[[Figures], None], known: Figures):
+        self._source, self._record, self._systems = source, record, systems
+        self._rows: list[Figures] = list(known.get("table", {}).get(source, []))
+
+    def wants(self, system: str) -> bool:
+        """Whether this run measures a system."""
+        return self._systems is None or system in self._systems
+
+    def add(self, student: str | None, system: str, count: int, found: dict[int, float]) -> None:
+        """Write the row of a system that learned `count` rows, with the accuracies that were `found` by seed."""
+        by_seed = {str(seed): round(accuracy, 4) for seed, accuracy in found.items()}
+        row: Figures = {"student": student, "system": system, "rows": count}
+        for number, old in enumerate(self._rows):
+            if (old["student"], old["system"]) == (student, system):
+                if old["rows"] == count:
+                    by_seed = old["by_seed"] | by_seed
+                self._rows[number] = row
+                break
+        else:
+            self._rows.append(row)
+        row["accuracy"], row["sd"] = summarize(list(by_seed.values()))
+        row["by_seed"] = dict(sorted(by_seed.items()))
+        print(row, flush=True)
+        self._record({"table": {self._source: self._rows}})
+
+
+def measure_table(bench: Bench, source: sources.Source, students: list[str], table: Table) -> None:
+    """The rows of one source in the figure `table`: every system of every student that is wanted."""
+    rows, validation = source.split(source.taught)
 
     def train(student: str, system: str, settings: Figures, part: list[TrainRow], epochs: int | None = None) -> None:
-        held = [] if epochs else validation
-        found = bench.measure_seeds(source, settings, part, held, epochs)
-        add(student, system, len(part), [one["accuracy"] for one in found])
+        if table.wants(system):
+            held = [] if epochs else validation
+            found = bench.measure_seeds(source, settings, part, held, epochs)
+            table.add(student, system, len(part), {seed: one["accuracy"] for seed, one in found.items()})
 
-    add(None, "teacher", 0, [source.teacher])
+    if table.wants("teacher"):
+        table.add(None, "teacher", 0, {0: source.teacher})
     for student in students:
         settings = source.students[student]
         epochs = bench.change.get("epochs") or settings["seed_only_epochs"]
@@ -98,15 +140,17 @@ def measure_table(bench: Bench, source: sources.Source, students: list[str]) -> 
         train(student, "distilled", settings, rows)
         for factor in HUMAN_FACTORS:
             train(student, f"combined_x{factor}", settings, rows + factor * source.human)
+    if "minilm" in students:
+        train("minilm, 3 layers", "distilled", source.students["minilm"] | SHRUNK, rows)
     if "smollm2" in students:
         for system, then in (("combined_written", []), ("combined_preference", [DPO])):
-            found = [measure_preference(bench, source, rows + source.human, seed, then) for seed in bench.seeds]
-            add("smollm2", system, len(rows + source.human), found)
-    if set(students) >= {"minilm", "smollm2"}:
-        train("minilm, 3 layers", "distilled", source.students["minilm"] | SHRUNK, rows)
-        found = [measure_progressive(bench, source, seed) for seed in bench.seeds]
-        add("minilm, 3 layers", "progressive", len(rows), found)
-    return {"table": {source.name: table}}
+            if table.wants(system):
+                part = rows + source.human
+                accuracies = {seed: measure_preference(bench, source, part, seed, then) for seed in bench.seeds}
+                table.add("smollm2", system, len(part), accuracies)
+        if table.wants("progressive"):
+            accuracies = {seed: measure_progressive(bench, source, seed) for seed in bench.seeds}
+            table.add("minilm, 3 layers", "progressive", len(rows), accuracies)
 
 
 def measure_preference(
@@ -175,21 +219,35 @@ def measure_written(bench: Bench, source: sources.Source, short: str, most: int)
             tokens = 24 if kind == "answer" else 112
             change = {"objective": kind, "answer_tokens": tokens, "max_cut_targets": 0.1}
             found = bench.measure_seeds(source, settings, rows, validation, **change)
-            mean, deviation = summarize([one["accuracy"] for one in found])
+            mean, deviation = summarize([one["accuracy"] for one in found.values()])
             figures |= {f"{short}_{kind}{suffix}": mean, f"{short}_{kind}{suffix}_sd": deviation}
             figures[f"{short}_{kind}{suffix}_rows"] = len(rows)
             best.append(mean)
     return figures | {f"{short}_best": round(max(best), 4)}
 
 
-def merge_tables(figures: Figures, new: Figures) -> None:
-    """Add new figures to others. The figure `table` keeps the sources that the new one does not have."""
-    tables = figures.get("table", {}) | new.get("table", {})
-    figures |= new | ({"table": tables} if tables else {})
+class Results:
+    """The result file, or nothing where none is wanted. What it holds stays unless it is measured again."""
+
+    def __init__(self, target: Path | None) -> None:
+        self._target = target
+
+    def read(self) -> Figures:
+        """The figures in the file."""
+        if self._target is None or not self._target.exists():
+            return {}
+        figures: Figures = json.loads(self._target.read_text())["figures"]
+        return figures
+
+    def add(self, figures: Figures) -> None:
+        """Write new figures. The figure `table` keeps the sources that the new one does not have."""
+        if "table" in figures:
+            figures = figures | {"table": self.read().get("table", {}) | figures["table"]}
+        write_result(self._target, figures, note=NOTE)
 
 
-def measure_part(part: str, bench: Bench, arguments: argparse.Namespace) -> Figures:
-    """The figures of one part, of all its sources."""
+def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results: Results) -> Figures:
+    """The figures of one part, of all its sources, but those of `table`, which are written row by row."""
     figures: Figures = {}
     if part in WRITTEN:
         short, read = WRITTEN[part]
@@ -203,7 +261,8 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace) -> Figu
         if part == "shrink":
             figures |= measure_shrink(bench, source)
         elif part == "table":
-            merge_tables(figures, measure_table(bench, source, arguments.students))
+            table = Table(source.name, arguments.systems, results.add, results.read())
+            measure_table(bench, source, arguments.students, table)
         else:
             figures |= measure_soft_hard(bench, source)
     if part == "soft_hard":
@@ -219,7 +278,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sources", nargs="+", choices=sorted(READERS), default=list(READERS))
     parser.add_argument("--students", nargs="+", choices=("minilm", "smollm2"), default=["minilm", "smollm2"])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="rows of `table` to measure (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--rows", type=int, default=1200, help="most rows with written answers to learn (default: 1200)"
     )
@@ -229,20 +289,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rows, arguments.items, arguments.seeds = 24, 12, 1
-    target = wanted(arguments, "students")
+        arguments.rows, arguments.items, arguments.seeds = 24, 12, [0]
+    results = Results(wanted(arguments, "students"))
     with tempfile.TemporaryDirectory() as temporary:
         home = (arguments.home or Path(temporary)).resolve()
         bench = Bench(home, Home.from_env().models, arguments.seeds, QUICK if arguments.quick else {})
         for part in arguments.parts:
-            figures = measure_part(part, bench, arguments)
+            figures = measure_part(part, bench, arguments, results)
             for name, value in figures.items():
                 print(f"{name:40} {value}", flush=True)
-            found: Figures = json.loads(target.read_text())["figures"] if target is not None and target.exists() else {}
-            merge_tables(found, figures)
-            found[f"devices_{part}"] = dict(bench.devices)
+            results.add(figures | {f"devices_{part}": dict(bench.devices)})
             bench.devices.clear()
-            write_result(target, found, note=NOTE)
 
 
 if __name__ == "__main__":
