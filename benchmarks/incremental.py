@@ -121,7 +121,7 @@ def command(root: Path, *arguments: str) -> tuple[float, dict[str, Any]]:
     environment |= {"PYTHONPATH": str(PROJECT)}
     environment.pop("DAGSTER_HOME", None)
     started = time.perf_counter()
-    call = [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments, TASK, "--json"]
+    call = [sys.executable, "-m", "distill_dagster", *arguments, TASK, "--json"]
     done = subprocess.run(call, env=environment, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"distill {arguments[0]} failed: {done.stdout[-2000:]} {done.stderr[-2000:]}")

@@ -44,7 +44,7 @@ def run_distill(root: Path, environment: dict[str, str], *arguments: str) -> tup
     """Run a command on the project in `root`. Returns its wall time in seconds and what it printed."""
     environment = os.environ | environment | {"DISTILL_HOME": str(root), "DISTILL_TASKS": str(root / "tasks")}
     environment.pop("DAGSTER_HOME", None)
-    command = [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments, "--json"]
+    command = [sys.executable, "-m", "distill_dagster", *arguments, "--json"]
     started = time.perf_counter()
     ended = subprocess.run(command, env=environment, cwd=PROJECT_FOLDER, capture_output=True, text=True, check=False)
     if ended.returncode:

@@ -31,7 +31,7 @@ NODE_X, NODE_Y = 80, 60
 def ui(port: int) -> subprocess.Popen[bytes]:
     """Start `distill ui` with DISTILL_HOME."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from distill_dagster.cli import app; app()", "ui", "--port", str(port)],
+        [sys.executable, "-m", "distill_dagster", "ui", "--port", str(port)],
         cwd=PROJECT_FOLDER,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -53,7 +53,7 @@ from distill_dagster.release.runtimes.types import StudentSetup  # noqa: E402
 from distill_dagster.student.types import StudentPrompt  # noqa: E402
 
 TASK = "support_triage"
-START = (sys.executable, "-c", "from distill_dagster.cli import app; app()", "serve")
+START = (sys.executable, "-m", "distill_dagster", "serve")
 CONCURRENCIES = (1, 8, 32)
 TEACHER_SHARE = 0.2
 TEACHER_PERIOD_S = 20.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import models
+from distill_dagster.core.collector import pause_collector
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.frozen_layers import find_layers
 from distill_dagster.student.shrinking import remove_layers
@@ -34,8 +35,9 @@ def load_libraries() -> None:
     Training and measuring ask for dozens of full collections, and each would look at a million objects of libraries,
     for half a second. Call it before a model is loaded: what is left out and ends in a cycle stays in memory.
     """
-    import peft  # noqa: F401
-    import transformers.trainer  # noqa: F401
+    with pause_collector():
+        import peft  # noqa: F401
+        import transformers.trainer  # noqa: F401
 
     gc.collect()
     gc.freeze()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.collector import pause_collector
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.tables.messages import user_text_expr
@@ -179,7 +180,8 @@ def validate_table(
 @lru_cache(maxsize=1)
 def _get_gx_context() -> Any:
     """One context per process: creating it takes longer than a validation."""
-    import great_expectations as gx
+    with pause_collector():
+        import great_expectations as gx
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}

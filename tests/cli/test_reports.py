@@ -49,7 +49,7 @@ def _distill(home: Path, command: str, *arguments: str, **environment: str) -> s
     """A command in a process of its own: the list of browsers is kept per process."""
     own = {"DISTILL_HOME": str(home), "DISTILL_TASKS": str(home.parent / "tasks"), "PYTHONPATH": str(PROJECT_FOLDER)}
     return subprocess.run(
-        [sys.executable, "-c", "from distill_dagster.cli import app; app()", command, TASK, *arguments],
+        [sys.executable, "-m", "distill_dagster", command, TASK, *arguments],
         env=os.environ | own | environment,
         capture_output=True,
         text=True,
@@ -142,7 +142,7 @@ def test_a_leaderboard_fits_into_80_columns(home: Path) -> None:
     """With the names of the bundled task's students, and figures as wide as theirs."""
     right = RIGHT | {"seed_only": marks(22, 18), "linear_probe": marks(35, 5)}
     _write_report(home, "smollm2", right, dict.fromkeys(right, 1.234))
-    command = [sys.executable, "-c", "from distill_dagster.cli import app; app()", "leaderboard", TASK]
+    command = [sys.executable, "-m", "distill_dagster", "leaderboard", TASK]
     environment = {"DISTILL_HOME": str(home), "DISTILL_TASKS": str(home.parent / "tasks")}
     environment |= {"PYTHONPATH": str(PROJECT_FOLDER)}
     with Terminal([*command, "--student", "smollm2"], environment, home, lines=60) as terminal:

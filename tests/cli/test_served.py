@@ -40,7 +40,7 @@ def home(tmp_path: Path) -> Path:
 def distill(home: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     own = {"DISTILL_HOME": str(home), "DISTILL_TASKS": str(home.parent / "tasks"), "PYTHONPATH": str(PROJECT_FOLDER)}
     return subprocess.run(
-        [sys.executable, "-c", "from distill_dagster.cli import app; app()", command, TASK, *arguments],
+        [sys.executable, "-m", "distill_dagster", command, TASK, *arguments],
         env=os.environ | own,
         capture_output=True,
         text=True,

@@ -110,7 +110,7 @@ class Project:
         clean = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
         with log.open("w") if log else nullcontext(subprocess.PIPE) as out:
             return subprocess.Popen(
-                [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments],
+                [sys.executable, "-m", "distill_dagster", *arguments],
                 env=clean | self.environment(PYTHONPATH=str(PROJECT_FOLDER), **environment),
                 cwd=self.root,
                 stdout=out,

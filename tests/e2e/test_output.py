@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(fresh: Project, command: st
     fresh.home.chmod(0o555)
     arguments = {"env": (), "ui": (), "import": (TASK, str(rows), "--as", "seeds", "--slice", "shop")}
     ended = subprocess.run(
-        [sys.executable, "-c", "from distill_dagster.cli import app; app()", command, *arguments.get(command, (TASK,))],
+        [sys.executable, "-m", "distill_dagster", command, *arguments.get(command, (TASK,))],
         env={name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
         | fresh.environment(PYTHONPATH=str(PROJECT_FOLDER)),
         cwd=fresh.root,
@@ -149,7 +149,7 @@ def test_what_is_read_only_can_be_looked_at(project: Project) -> None:
             (Path(folder) / file).chmod(0o444)
         Path(folder).chmod(0o555)
     ended = subprocess.run(
-        [sys.executable, "-c", "from distill_dagster.cli import app; app()", "ledger", TASK, "--json"],
+        [sys.executable, "-m", "distill_dagster", "ledger", TASK, "--json"],
         env=os.environ | project.environment(PYTHONPATH=str(PROJECT_FOLDER)),
         capture_output=True,
         text=True,

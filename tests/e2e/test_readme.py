@@ -54,7 +54,7 @@ def test_every_command_of_living_with_it_works(project: Project, provider: FakeP
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | project.environment(PATH=path)
     # The same command whether or not the package is installed.
-    distill = f"distill() {{ {sys.executable} -c 'from distill_dagster.cli import app; app()' \"$@\"; }}"
+    distill = f'distill() {{ {sys.executable} -m distill_dagster "$@"; }}'
     script = "\n".join(["set -e", distill, *shell])
     done = subprocess.run(
         ["bash", "-c", script], cwd=PROJECT_FOLDER, env=environment, capture_output=True, text=True, check=False

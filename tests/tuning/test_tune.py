@@ -216,7 +216,7 @@ def test_a_broken_task_file_leaves_the_page(place: Place, text: str, message: st
 
 def test_a_killed_trial_is_repeated(place: Place) -> None:
     """kill -9 in the middle of a trial: the next command repeats it, and goes on to the same number of trials."""
-    command = [sys.executable, "-c", "from distill_dagster.cli import app; app()", "tune", place.folder.name, "tiny"]
+    command = [sys.executable, "-m", "distill_dagster", "tune", place.folder.name, "tiny"]
     options = ["--trials", "50", "--search", "learning_rate=1e-4..3e-2"]
     process = subprocess.Popen(
         [*command, *options],

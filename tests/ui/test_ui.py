@@ -145,7 +145,7 @@ def test_a_backfill_from_the_command_line_is_run_by_the_daemon_of_the_ui(screen:
     before, asked = screen.events(), len(screen.provider.requests)
     environment = os.environ | screen.project.environment() | {"PYTHONPATH": str(PROJECT_FOLDER)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    distill = shlex.join([sys.executable, "-c", "from distill_dagster.cli import app; app()", "env"])
+    distill = shlex.join([sys.executable, "-m", "distill_dagster", "env"])
     command = f'eval "$({distill})"; dagster job backfill -j {TASK}_slices --partitions app,phone --noprompt'
     done = subprocess.run(
         ["bash", "-c", command], cwd=PROJECT_FOLDER, env=environment, capture_output=True, text=True, check=False
