@@ -29,6 +29,7 @@ from distill_dagster.curation.dataset.curate import curate_dataset
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import extract_user_texts
 from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.lake import GROUP_ROWS
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import SCORED, conform_to_schema
 
@@ -62,7 +63,7 @@ def write_slices(folder: Path, rows: int) -> list[Path]:
             pl.format("{}{}", pl.col("prompt_id"), pl.lit(f"{number:03d}")).alias("prompt_id"),
         )
         files.append(folder / f"s{number}.parquet")
-        write_parquet(conform_to_schema(part, SCORED, ("prompt_id",)), files[-1], {})
+        write_parquet(conform_to_schema(part, SCORED, ("prompt_id",)), files[-1], {}, GROUP_ROWS)
     return files
 
 

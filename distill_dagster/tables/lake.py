@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RECORD_FILE = "artifact.json"
 LAST_GOOD_FOLDER = ".good"
 """The folder that keeps the last good versions of slices whose newest table failed its checks."""
+GROUP_ROWS = 16_384
+"""Rows of a row group of a table: the stages that read large tables hold several groups at a time."""
 _METADATA_KEY = "distill"
 
 
@@ -193,7 +195,7 @@ def _read_file_record(path: Path) -> ArtifactRecord | None:
 
 def write_table_file(frame: pl.DataFrame | pl.LazyFrame, path: Path, record: ArtifactRecord) -> None:
     """Write a table with its record into a Parquet file, in one rename."""
-    write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))})
+    write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))}, GROUP_ROWS)
 
 
 def build_missing_error(task: str, asset: str, partition: str | None) -> DistillError:

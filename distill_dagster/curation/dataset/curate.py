@@ -211,8 +211,10 @@ def _decide_rows(
         rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
         rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, cache, workers)
-    rows = rows.with_columns(_assign_splits(rows, spec), assign_parts(rows["prompt_id"]))
-    return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
+    del ids, prompts, texts  # what the last steps do not need leaves memory
+    decided = ("drop_reason", "drop_detail", "cluster_id", "masks")
+    rows = rows.select("prompt_id", *decided, _assign_splits(rows, spec))
+    return rows.select(*decided, "split", assign_parts(rows["prompt_id"])), leaks
 
 
 def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:
@@ -225,14 +227,14 @@ def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:
 def _assign_splits(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
     """`split` of the kept rows; null for the rejected ones."""
     is_kept = rows["drop_reason"].is_null()
-    kept = rows.filter(is_kept)
+    stratum = "slice" if spec.stratify == "slice" else "answer"
+    kept = rows.select("text_key", "teacher", *([stratum] if spec.stratify else [])).filter(is_kept)
     hashes, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
     if spec.dedup.near is None and share:
         hashes = hash_text_keys(hashes, spec.seed)
     if spec.stratify is None or not share:
         splits = assign_splits(hashes, teachers, share)
     else:
-        strata = kept["slice" if spec.stratify == "slice" else "answer"]
-        splits = assign_stratified_splits(strata, hashes, teachers, share)
+        splits = assign_stratified_splits(kept[stratum], hashes, teachers, share)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
     return none.scatter(is_kept.arg_true(), splits)

@@ -20,6 +20,10 @@ SINK_BATCH_ROWS = 4_096
 """Rows of an unsorted part that are buffered before they are written."""
 READ_BATCH_ROWS = 16_384
 """Rows of a part that are read at a time. Polars reads several such groups ahead, of any size."""
+ONE_PASS_PARTS = 10
+"""With more parts, tables are built one after another, and unsorted parts are compressed. One reading of the source for
+all tables is a fifth faster. But Polars then holds the rows that one table has not taken yet, and those that the disk
+has not."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def write_tables(
         folder: the folder for the tables, in sorted parts; without one they are in memory.
     """
     rows = [table.scan_rows(source, decided) for table in tables]
-    if folder is None or not decided["part"].max():
+    parts = decided["part"].n_unique()
+    if folder is None or parts <= 1:
         found = pl.collect_all([each.drop("part") for each in rows], engine="streaming")
         return [table.conform(each).lazy() for table, each in zip(tables, found, strict=True)]
     unsorted = folder / ".unsorted"
@@ -76,12 +81,14 @@ def write_tables(
         each.sink_ipc(
             pl.PartitionBy(unsorted / table.name, key="part", include_key=False),
             record_batch_size=SINK_BATCH_ROWS,
+            compression="lz4" if parts > ONE_PASS_PARTS else "uncompressed",
             mkdir=True,
             lazy=True,
         )
         for table, each in zip(tables, rows, strict=True)
     ]
-    pl.collect_all(sinks, engine="streaming")
+    for together in [sinks] if parts <= ONE_PASS_PARTS else [[sink] for sink in sinks]:
+        pl.collect_all(together, engine="streaming")
 
     def sort_part(table: TableParts, number: int) -> Path:
         part, path = unsorted / table.name / f"part={number}", folder / table.name / f"{number}.arrow"

@@ -85,7 +85,9 @@ def find_duplicates(
     with open_rows(source, text, build_order_exprs(id, order), limits) as rows:
         signatures = sign_texts(rows.iter_texts(), scheme, limits)
         ranking = rows.read_columns()
-        pairs = find_pairs(rows, signatures, ranking["id"], scheme, threshold, limits)
+        exact, left, right = find_candidates(signatures, ranking["id"], scheme, limits)
+        del signatures  # the largest thing in memory, and not needed any more
+        pairs = pl.concat([exact, verify_pairs(rows, left, right, scheme, threshold, limits)])
     return cluster_pairs(pairs, ranking)
 
 
@@ -105,6 +107,14 @@ def find_pairs(
     limits: ResourceLimits,
 ) -> pl.DataFrame:
     """All verified pairs of a table (`PAIR_SCHEMA`)."""
+    exact, left, right = find_candidates(signatures, ids, scheme, limits)
+    return pl.concat([exact, verify_pairs(rows, left, right, scheme, threshold, limits)])
+
+
+def find_candidates(
+    signatures: Signatures, ids: pl.Series, scheme: MinHashScheme, limits: ResourceLimits
+) -> tuple[pl.DataFrame, Array, Array]:
+    """The exact pairs of a table (`PAIR_SCHEMA`), and the left and right places of the pairs that may be near."""
     exact, first = find_exact_pairs(signatures.exact, ids)
     # Continue with one row per exact text, ordered by content, so that the result does not depend on the rows' order.
     places = first[np.argsort(signatures.exact[first])]
@@ -114,7 +124,7 @@ def find_pairs(
     if scheme.keep_numbers:
         same = signatures.numbers[left] == signatures.numbers[right]
         left, right = left[same], right[same]
-    return pl.concat([exact, verify_pairs(rows, left, right, scheme, threshold, limits)])
+    return exact, left, right
 
 
 def find_exact_pairs(exact: Array, ids: pl.Series) -> tuple[pl.DataFrame, Array]:
@@ -158,8 +168,14 @@ def merge_pairs(pairs: list[Array]) -> Array:
 
 def find_band_pairs(band: Array) -> Array:
     """Pairs of places with the same key, each as one number (`pair_bucket_neighbors`)."""
-    entry = np.sort((band.astype(np.uint64) << np.uint64(32)) | np.arange(band.size, dtype=np.uint64))
-    frame = pl.DataFrame({"key": (entry >> np.uint64(32)).astype(np.uint32), "place": entry.astype(np.uint32)})
+    entry = band.astype(np.uint64)
+    entry <<= np.uint64(32)
+    entry |= np.arange(band.size, dtype=np.uint64)
+    entry.sort()
+    place = entry.astype(np.uint32)
+    entry >>= np.uint64(32)
+    frame = pl.DataFrame({"key": entry.astype(np.uint32), "place": place})
+    del entry
     key = pl.col("key")
     shared = frame.filter((key == key.shift(1)) | (key == key.shift(-1)))  # a bucket is a run of equal keys
     return pair_bucket_neighbors(shared["key"], shared["place"].cast(pl.UInt64)).to_numpy()
@@ -201,12 +217,13 @@ def verify_pairs(
 
 def _find_block_end(left: Array, right: Array, start: int, most: int) -> int:
     """The end of a block of pairs from `start` on with at most `most` distinct rows, but at least one pair."""
-    if 2 * (left.size - start) <= most:
-        return left.size
-    stop = left.size
-    while stop - start > 1 and np.unique(np.concatenate([left[start:stop], right[start:stop]])).size > most:
-        stop = start + (stop - start) // 2
-    return stop
+    stop = start + max(most // 2, 1)
+    while stop < left.size:
+        longer = slice(start, 2 * stop - start)
+        if np.unique(np.concatenate([left[longer], right[longer]])).size > most:
+            return stop
+        stop = 2 * stop - start
+    return left.size
 
 
 def cluster_pairs(pairs: pl.DataFrame, ranking: pl.DataFrame) -> Duplicates:
