@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/students.py --data FOLDER [--parts shrink table soft_hard commonsenseqa svamp]
            [--sources banking77 support_triage] [--students minilm smollm2] [--systems distilled human ...]
-           [--seeds 0 1 2] [--rows 1200] [--items 1221] [--home FOLDER] [--quick] [--json FILE]
+           [--seeds 0 1 2] [--shares 5 10 25 50 100] [--rows 1200] [--items 1221] [--home FOLDER]
+           [--quick] [--json FILE]
 
 FOLDER holds banking77, commonsenseqa and svamp: human labels and recorded teachers. support_triage is the bundled task.
 Every accuracy is on rows that nothing else uses, and is the mean over seeds; `_sd` is the standard deviation over them.
@@ -40,7 +41,8 @@ from student_trainer import Bench, Figures, summarize
 from distill_dagster.core.paths import Home
 from distill_dagster.student.types import PreferencePair, TrainRow
 
-SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
+SHARES = (5, 10, 25, 50, 100)
+"""Percent of the prompts."""
 HUMAN_FACTORS = (1, 3, 10)
 SHRUNK: dict[str, Any] = {"shrink": {"layers": 3}, "lora": {"rank": 16, "alpha": 32}}
 """All layers that stay get an adapter, so that they can make up for the others."""
@@ -185,20 +187,20 @@ def measure_progressive(bench: Bench, source: sources.Source, seed: int) -> floa
     return float(bench.measure(source, small, taught[: len(rows)], taught[len(rows) :])["accuracy"])
 
 
-def measure_soft_hard(bench: Bench, source: sources.Source) -> Figures:
+def measure_soft_hard(bench: Bench, source: sources.Source, shares: list[int]) -> Figures:
     """Soft against hard labels at shares of the prompts, for the encoder. The same rows and seeds for both."""
     figures: Figures = {}
-    for share in SHARES:
+    for share in shares:
         found: dict[str, list[float]] = {"soft": [], "hard": []}
         for seed in bench.seeds:
             order = random.Random(f"rows {seed}").sample(source.taught, len(source.taught))
-            rows, validation = source.split(order[: max(2, round(share * len(order)))])
+            rows, validation = source.split(order[: max(2, round(share / 100 * len(order)))])
             for name, objective in (("soft", {"kind": "soft_label", "weight": 1.0}), ("hard", {"kind": "answer"})):
                 spec = bench.build_spec(source.students["minilm"], seed, objective=objective)
                 found[name].append(bench.measure(source, spec, rows, validation)["accuracy"])
         found["soft_minus_hard"] = [a - b for a, b in zip(found["soft"], found["hard"], strict=True)]
         for name, values in found.items():
-            key = f"{name}_{round(100 * share)}pct_{source.name}"
+            key = f"{name}_{share}pct_{source.name}"
             figures[key], figures[f"{key}_sd"] = summarize(values)
     return figures
 
@@ -264,8 +266,8 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results
             table = Table(source.name, arguments.systems, results.add, results.read())
             measure_table(bench, source, arguments.students, table)
         else:
-            figures |= measure_soft_hard(bench, source)
-    if part == "soft_hard":
+            figures |= measure_soft_hard(bench, source, arguments.shares)
+    if part == "soft_hard" and 10 in arguments.shares:
         for suffix in ("", "_sd"):
             found = [figures[f"soft_minus_hard_10pct_{name}{suffix}"] for name in arguments.sources]
             figures[f"soft_minus_hard_10pct{suffix}"] = round(statistics.fmean(found), 4)
@@ -279,6 +281,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", choices=sorted(READERS), default=list(READERS))
     parser.add_argument("--students", nargs="+", choices=("minilm", "smollm2"), default=["minilm", "smollm2"])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="rows of `table` to measure (default: all)")
+    parser.add_argument("--shares", nargs="+", type=int, choices=SHARES, default=[*SHARES], help="of `soft_hard`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--rows", type=int, default=1200, help="most rows with written answers to learn (default: 1200)"
