@@ -17,7 +17,8 @@ PART_ROWS = 100_000
 SORT_WORKERS = 2
 """Parts that are sorted at the same time: one is written while the other is read."""
 SINK_BATCH_ROWS = 4_096
-"""Rows of an unsorted part that are buffered before they are written."""
+"""Rows of an unsorted part that are buffered before they are written. With many parts it is a quarter of this: a
+buffered row holds the texts of all rows that it was read with."""
 READ_BATCH_ROWS = 16_384
 """Rows of a part that are read at a time. Polars reads several such groups ahead, of any size."""
 ONE_PASS_PARTS = 10
@@ -76,18 +77,18 @@ def write_tables(
     if folder is None or parts <= 1:
         found = pl.collect_all([each.drop("part") for each in rows], engine="streaming")
         return [table.conform(each).lazy() for table, each in zip(tables, found, strict=True)]
-    unsorted = folder / ".unsorted"
+    unsorted, one_pass = folder / ".unsorted", parts <= ONE_PASS_PARTS
     sinks = [
         each.sink_ipc(
             pl.PartitionBy(unsorted / table.name, key="part", include_key=False),
-            record_batch_size=SINK_BATCH_ROWS,
-            compression="lz4" if parts > ONE_PASS_PARTS else "uncompressed",
+            record_batch_size=SINK_BATCH_ROWS if one_pass else SINK_BATCH_ROWS // 4,
+            compression="uncompressed" if one_pass else "lz4",
             mkdir=True,
             lazy=True,
         )
         for table, each in zip(tables, rows, strict=True)
     ]
-    for together in [sinks] if parts <= ONE_PASS_PARTS else [[sink] for sink in sinks]:
+    for together in [sinks] if one_pass else [[sink] for sink in sinks]:
         pl.collect_all(together, engine="streaming")
 
     def sort_part(table: TableParts, number: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -86,7 +86,7 @@ def find_duplicates(
         signatures = sign_texts(rows.iter_texts(), scheme, limits)
         ranking = rows.read_columns()
         exact, left, right = find_candidates(signatures, ranking["id"], scheme, limits)
-        del signatures  # the largest thing in memory, and not needed any more
+        del signatures
         pairs = pl.concat([exact, verify_pairs(rows, left, right, scheme, threshold, limits)])
     return cluster_pairs(pairs, ranking)
 
@@ -107,6 +107,7 @@ def find_pairs(
     limits: ResourceLimits,
 ) -> pl.DataFrame:
     """All verified pairs of a table (`PAIR_SCHEMA`)."""
+    signatures = replace(signatures, keys=list(signatures.keys))
     exact, left, right = find_candidates(signatures, ids, scheme, limits)
     return pl.concat([exact, verify_pairs(rows, left, right, scheme, threshold, limits)])
 
@@ -114,12 +115,16 @@ def find_pairs(
 def find_candidates(
     signatures: Signatures, ids: pl.Series, scheme: MinHashScheme, limits: ResourceLimits
 ) -> tuple[pl.DataFrame, Array, Array]:
-    """The exact pairs of a table (`PAIR_SCHEMA`), and the left and right places of the pairs that may be near."""
+    """The exact pairs of a table (`PAIR_SCHEMA`), and the left and right places of the pairs that may be near.
+
+    The keys leave `signatures` band by band, since they take more memory than anything else.
+    """
     exact, first = find_exact_pairs(signatures.exact, ids)
     # Continue with one row per exact text, ordered by content, so that the result does not depend on the rows' order.
     places = first[np.argsort(signatures.exact[first])]
     places = places[signatures.words[places] >= np.uint32(max(scheme.min_words, 1))]
-    left, right = find_candidate_pairs((keys[places] for keys in signatures.keys), limits.threads)
+    bands = (signatures.keys.pop()[places] for _ in range(len(signatures.keys)))
+    left, right = find_candidate_pairs(bands, limits.threads)
     left, right = places[left], places[right]
     if scheme.keep_numbers:
         same = signatures.numbers[left] == signatures.numbers[right]
