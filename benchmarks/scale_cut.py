@@ -79,7 +79,9 @@ def cut(folder: Path, engine: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder.parent) as into:
         started = time.perf_counter()
         about = TaskView.from_task(task)
-        made = curate_dataset(files, set(), [], task.curation, about, items=items, limits=limits, folder=Path(into))
+        made = curate_dataset(
+            files, set(), [], task.curation, about, items=items, limits=limits, folder=Path(into), workers=workers
+        )
         seconds = time.perf_counter() - started
         versions = [compute_data_version(made.kept), compute_data_version(made.left_out)]
     return {"s": seconds, "rows": made.candidates, "reasons": made.count_reasons(), "versions": versions}
