@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.parametrize(("arguments", "code"), [("--version", 0), ("no-such-command", 2)])
 def test_exit_handlers_run_and_the_exit_code_stays(arguments: str, code: int) -> None:
     script = f"""
-import atexit, gc, sys
+import atexit, sys
 from distill_dagster.__main__ import run_and_leave
 class Kept:
     def __del__(self):
