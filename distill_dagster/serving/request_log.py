@@ -8,7 +8,6 @@ import random
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +56,7 @@ class RequestLog:
         self._remembered_chars = self._queued_chars = 0
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
+        self._buffered = 0  # lines in the buffer of the file
         self._thread = threading.Thread(target=self._write_all, name="request-log", daemon=True)
         self._thread.start()
 
@@ -132,6 +132,8 @@ class RequestLog:
                 self._write(row)
             except Exception as error:  # a full disk, a read-only folder: the answers go on
                 self._metrics.log_failures.inc()
+                if isinstance(error, OSError):
+                    self._lose_buffered()
                 if not has_failed:
                     logger.error("requests are not logged: %s", getattr(error, "strerror", type(error).__name__))
                 has_failed = True
@@ -153,12 +155,22 @@ class RequestLog:
         self._file.write(line)
         if self._queue.empty():  # a reader sees it at once, and under load lines are written together
             self._file.flush()
+            self._buffered = 0
+        else:
+            self._buffered += 1
 
     def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # what a full disk does not take is lost
+            try:
                 file.close()
+            except OSError:  # what a full disk does not take is lost
+                self._lose_buffered()
+        self._buffered = 0
+
+    def _lose_buffered(self) -> None:
+        self._metrics.log_failures.inc(self._buffered)
+        self._buffered = 0
 
     def _open_file(self) -> BinaryIO:
         """Begin a new file, and delete the oldest ones."""

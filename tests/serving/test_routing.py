@@ -19,7 +19,7 @@ from distill_dagster.serving.teacher import TeacherAnswer, UnansweredError
 from distill_dagster.student.types import StudentPrompt
 from tests.support.serving import KeywordRuntime, Running, serve
 from tests.support.task import LABELS, write_small_task
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 CERTIFIED = ExportRouting(0.8, "dev")
 
@@ -248,13 +248,18 @@ def test_what_a_client_calls_a_slice_is_logged_only_if_it_is_one(task: Task, tmp
     assert [row.slice for row in rows] == [None, None, "web-1"]
 
 
+@pytest.mark.parametrize("together", [False, True])
 def test_a_full_disk_costs_neither_old_logs_nor_the_end(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, together: bool
 ) -> None:
+    """Each line that is lost is counted, also if lines are written `together`."""
+    answered = threading.Event()
     old = tmp_path / "requests-2026.jsonl"
     old.write_text("{}\n")
 
     def open_full(path: Path) -> BinaryIO:
+        if together:
+            answered.wait(HANG_S)
         path.touch()
         return Path("/dev/full").open("ab")
 
@@ -262,6 +267,7 @@ def test_a_full_disk_costs_neither_old_logs_nor_the_end(
     with serve(task, KeywordRuntime(LABELS), tmp_path, log_files=3) as running:
         for n in range(5):
             assert running.ask(f"a refund {n}").status_code == 200
+        answered.set()
         wait_until(lambda: running.read_metric("distill_log_failures_total") == 5, "five failures", 0.01)
     assert old.exists()
     assert caplog.text.count("requests are not logged: No space left on device") == 1

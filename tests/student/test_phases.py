@@ -140,10 +140,11 @@ def test_a_student_that_chooses_labels_learns_from_pairs(undecided: Path, tmp_pa
     rows = [TrainRow(word, StudentPrompt.from_text(word), "same") for word in LEARNED]
     pairs = [PreferencePair(TrainRow(r.prompt_id, r.prompt, "other"), r) for r in rows]
     log = train_adapter(student, labels, SETTINGS, rows, rows, tmp_path / "out", tmp_path, pairs=pairs)
-    assert log.phases[0].before["agreement"] == 1
-    assert log.phases[0].after["agreement"] == 0
+    assert log.phases[0].before["agreement"] > 0.8
+    assert log.phases[0].after["agreement"] < 0.2
     predictor = load_predictor(student, labels, SETTINGS, tmp_path, tmp_path / "out")
-    assert {one.label for one in predictor.predict([StudentPrompt.from_text(word) for word in HELD])} == {"other"}
+    found = [one.label for one in predictor.predict([StudentPrompt.from_text(word) for word in HELD])]
+    assert found.count("other") > 0.8 * len(HELD)
 
 
 @pytest.mark.parametrize(("dtype", "scaled"), [("float16", True), ("bfloat16", False)])
