@@ -130,7 +130,7 @@ def test_only_changed_slices_are_searched_for_leaks(tmp_path: Path) -> None:
     def leaks(**texts: str) -> list[str]:
         rows = pl.DataFrame([{"prompt_id": f"{s}-{t[:8]}", "slice": s, "text": t} for s, t in texts.items()])
         known = rows.select("prompt_id", "slice", ident="prompt_id", content=pl.col("text").hash())
-        seen = CandidateTexts(known, rows.lazy(), lambda part: part["text"], ("text",))
+        seen = CandidateTexts(known.lazy(), rows.lazy(), lambda part: part["text"], ("text",))
         return list(ComparisonCache(tmp_path).find_by_slice("leaks", {"n": 1}, seen, find)["id"])
 
     assert leaks(a=LONG, b=OTHER, c=LONG) == [f"a-{LONG[:8]}", f"c-{LONG[:8]}"]

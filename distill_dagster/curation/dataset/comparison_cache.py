@@ -80,8 +80,8 @@ class ComparisonCache:
         result = find(texts.scan(~is_same))
         if same:
             rows = texts.rows.filter(is_same)
-            kept = pl.read_parquet(path).join(rows, left_on="id", right_on="ident", how="semi")
-            result = pl.concat([kept, result]).sort("id", maintain_order=True)
+            kept = pl.scan_parquet(path).join(rows, left_on="id", right_on="ident", how="semi", maintain_order="left")
+            result = pl.concat([kept.collect(), result]).sort("id", maintain_order=True)
         write_parquet(result, path, {_METADATA_KEY: key, "slices": json.dumps(slices)})
         return result
 
@@ -111,9 +111,10 @@ class ComparisonCache:
                 table, workers, id="ident", scheme=scheme, threshold=threshold, limits=limits
             ).pairs
 
-        if isinstance(workers, RayWorkers) and texts.rows.height >= RAY_MIN_ROWS:
+        count = texts.count_rows()
+        if isinstance(workers, RayWorkers) and count >= RAY_MIN_ROWS:
             return self.find_in_all("near", settings, texts, find_on_ray)
-        if self._folder is None or texts.rows.height < INCREMENTAL_MIN_ROWS:
+        if self._folder is None or count < INCREMENTAL_MIN_ROWS:
             return self.find_in_all("near", settings, texts, find)
         self._folder.mkdir(parents=True, exist_ok=True)
         with lock_file(self._folder / ".near.lock"):
@@ -137,8 +138,7 @@ class ComparisonCache:
         before = {name: content for name, content in before.items() if name in stored}
         changed = [name for name, content in slices.items() if before.get(name) != content]
         slices_file.unlink(missing_ok=True)  # while it is missing, the state counts as empty
-        rows = texts.rows["slice"]
-        if int(rows.is_in(changed).sum()) > FULL_COMPARE_SHARE * len(rows):
+        if texts.count_rows(pl.col("slice").is_in(changed)) > FULL_COMPARE_SHARE * texts.count_rows():
             state.add_all_slices(texts.scan(), id="ident", limits=limits)
         else:
             for name in stored - slices.keys():
@@ -159,7 +159,8 @@ def hash_slices(texts: CandidateTexts) -> dict[str, str]:
     both = pl.sum_horizontal(pl.col("ident").hash(0), pl.col("content").hash(1)).hash()
     hashed = texts.rows.select("slice", both.alias("hash"))
     totals = hashed.group_by("slice").agg(pl.len(), pl.col("hash").bitwise_xor()).sort("slice")
-    return {name: f"{count}-{content:016x}" for name, count, content in totals.iter_rows()}
+    rows = totals.collect(engine="streaming").iter_rows()
+    return {name: f"{count}-{content:016x}" for name, count, content in rows}
 
 
 def cluster_kept_rows(pairs: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:

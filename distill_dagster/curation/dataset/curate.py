@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.config.dedup import NearDuplicateSpec
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.balance import LOW_CONFIDENCE, restore_to_floors
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.mask import mask_rows
-from distill_dagster.curation.dataset.slim_rows import CandidateSource, CandidateTexts, build_slim_rows, scan_candidates
+from distill_dagster.curation.dataset.matches import NO_CACHE, Comparison
+from distill_dagster.curation.dataset.slim_rows import (
+    CandidateSource,
+    CandidateTexts,
+    build_slim_rows,
+    scan_candidates,
+    store_rows,
+)
 from distill_dagster.curation.dataset.split import assign_splits, assign_stratified_splits, hash_text_keys
 from distill_dagster.curation.dataset.steps import (
     LEAK_SCHEMA,
-    NO_CACHE,
     drop_contaminated,
     drop_duplicates,
     drop_leaks,
@@ -43,7 +49,6 @@ from distill_dagster.tables.schemas import DATASET, REJECTED
 
 if TYPE_CHECKING:
     from distill_dagster.core.embedding import EmbedFunction
-    from distill_dagster.core.limits import ResourceLimits
 
 NO_TEMPERATURES: Mapping[str, float] = MappingProxyType({})
 """Leaves all soft labels as they are."""
@@ -192,26 +197,29 @@ def _decide_rows(
         held_out = set(hash_text_keys(pl.Series(sorted(held_out), dtype=pl.String), seed))
     rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), seed, workers)
     rows = restore_to_floors(rows, spec.balance, held_out)
-    ids = rows.select("ident", "prompt_id", "slice", content="text")
-    prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
-    # Steps compare rows. They run in this order, each over the rows that are still kept.
-    rows, leaks = drop_contaminated(rows, held_out), pl.DataFrame(schema=LEAK_SCHEMA)
-    if items is not None and items.height and spec.decontamination is not None:
-        rows, leaks = drop_leaks(rows, prompts, items, spec.decontamination, numbers, limits, cache, workers)
-    rows = drop_duplicates(rows)
-    ids = rows.select("ident", "prompt_id", "slice", content="compared")
-    texts = CandidateTexts(ids, source, build_compared_text, ("messages", *answer_columns))
-    if near is not None:
-        keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-        rows = drop_near_duplicates(rows, texts, near, keep_numbers, limits, cache, workers)
-    if spec.dedup.semantic is not None:
-        assert embed is not None, "dedup.semantic needs sentence embeddings"
-        rows = drop_semantic_duplicates(rows, prompts, embed, spec.dedup.semantic, limits, cache, workers)
-    if spec.balance.has_limits:
-        rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
-    if near is None and spec.validation_share:
-        rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, cache, workers)
-    del ids, prompts, texts  # what the last steps do not need leaves memory
+    limits = limits or ResourceLimits()
+    with limits.make_folder() as folder:
+        stored = store_rows(rows, folder)
+        del rows  # while texts are compared, memory is for them
+        identity = ("ident", "prompt_id", "slice")
+        prompts = CandidateTexts(
+            stored.select(*identity, content="text"), source, lambda batch: extract_user_texts(batch["messages"])
+        )
+        texts = CandidateTexts(
+            stored.select(*identity, content="compared"), source, build_compared_text, ("messages", *answer_columns)
+        )
+        found = Comparison(numbers, limits, cache, workers).find_matches(prompts, texts, items, embed, spec)
+        rows = stored.collect()
+        # Steps compare rows. They run in this order, each over the rows that are still kept.
+        rows, leaks = drop_leaks(drop_contaminated(rows, held_out), found.leaks)
+        rows = drop_duplicates(rows)
+        if near is not None:
+            rows = drop_near_duplicates(rows, found.near)
+        rows = drop_semantic_duplicates(rows, found.semantic)
+        if spec.balance.has_limits:
+            rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
+        if near is None and spec.validation_share:
+            rows = merge_near_duplicates(rows, found.near)
     decided = ("drop_reason", "drop_detail", "cluster_id", "masks")
     rows = rows.select("prompt_id", *decided, _assign_splits(rows, spec))
     return rows.select(*decided, "split", assign_parts(rows["prompt_id"])), leaks

@@ -1,4 +1,7 @@
-"""Slim rows of candidates, which fit in memory all at once. Texts are read again where they are compared."""
+"""Slim rows of candidates, which fit in memory all at once. Texts are read again where they are compared.
+
+While texts are compared, the slim rows are on disk.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.mask import needs_mask_expr
 from distill_dagster.curation.dataset.split import hash_text_keys
 from distill_dagster.curation.filters import Filter, map_in_batches, mark_dropped
+from distill_dagster.curation.filters.run import FILTER_BATCH_ROWS
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
 from distill_dagster.tables.schemas import SCORED
@@ -19,6 +23,8 @@ from distill_dagster.tables.schemas import SCORED
 CandidateSource = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """Scored candidates (schema SCORED): a frame, Parquet files, or a query. A query runs more than once and has to return
 its rows in the same order each time."""
+_NAMES = ("slice", "origin", "teacher", "drop_reason")
+"""Columns with few values, which are packed while the rows are collected."""
 _SLIM_COLUMNS = ("prompt_id", "slice", "origin", "teacher", "confidence", "drop_reason", "drop_detail")
 
 
@@ -32,10 +38,15 @@ class CandidateTexts:
         build_text: builds their texts from `columns`.
     """
 
-    rows: pl.DataFrame
+    rows: pl.LazyFrame
     source: pl.LazyFrame
     build_text: Callable[[pl.DataFrame], pl.Series]
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ("messages",)
+
+    def count_rows(self, chosen: pl.Expr | None = None) -> int:
+        """The number of candidates, or of those chosen by an expression over `slice`."""
+        rows = self.rows if chosen is None else self.rows.filter(chosen)
+        return int(rows.select(pl.len()).collect(engine="streaming").item())
 
     def scan(self, chosen: pl.Expr | None = None) -> pl.LazyFrame:
         """`ident`, `slice` and `text` of all rows, or of those chosen by an expression over `prompt_id` and `slice`."""
@@ -43,11 +54,12 @@ class CandidateTexts:
         if chosen is not None:
             rows, source = rows.filter(chosen), source.filter(chosen)  # Polars skips Parquet files without such a row
         texts = source.map_batches(self._build, schema={"slice": pl.String, "text": pl.String}, streamable=True)
-        return pl.concat([rows.select("ident").lazy(), texts], how="horizontal")
+        return pl.concat([rows.select("ident"), texts], how="horizontal")
 
     def scan_ids(self, idents: pl.Series) -> pl.LazyFrame:
         """The texts with these ids, and maybe others with the same prompts."""
-        prompts = self.rows.filter(pl.col("ident").is_in(idents.implode()))["prompt_id"].unique()
+        chosen = self.rows.filter(pl.col("ident").is_in(idents.implode()))
+        prompts = chosen.select(pl.col("prompt_id").unique()).collect(engine="streaming")["prompt_id"]
         return self.scan(pl.col("prompt_id").is_in(prompts.implode()))
 
     def _build(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -60,6 +72,13 @@ def scan_candidates(source: CandidateSource) -> pl.LazyFrame:
         return source.lazy().select(list(SCORED))
     files = [source] if isinstance(source, Path) else list(source)
     return pl.scan_parquet(files).select(list(SCORED))
+
+
+def store_rows(rows: pl.DataFrame, folder: Path) -> pl.LazyFrame:
+    """Slim rows on disk, in the same order, for as long as the folder is there."""
+    path = folder / "slim.parquet"
+    rows.write_parquet(path, compression="lz4", row_group_size=FILTER_BATCH_ROWS, statistics=False)
+    return pl.scan_parquet(path)
 
 
 def build_slim_rows(
@@ -90,17 +109,22 @@ def build_slim_rows(
         text = extract_user_texts(batch["messages"])
         keys = build_text_keys(text)
         hashes = [text.hash(), *(batch[name].hash(seed) for seed, name in enumerate(compared, 1))]
-        return mark_dropped(batch, filters, task).select(
-            *_SLIM_COLUMNS,
-            *extra,
-            (keys if seed is None else hash_text_keys(keys, seed)).alias("text_key"),
-            hashes[0].alias("text"),
-            pl.sum_horizontal(hashes).alias("compared"),
-            needs_mask_expr(filters).alias("masks"),
+        return (
+            mark_dropped(batch, filters, task)
+            .select(
+                *_SLIM_COLUMNS,
+                *extra,
+                (keys if seed is None else hash_text_keys(keys, seed)).alias("text_key"),
+                hashes[0].alias("text"),
+                pl.sum_horizontal(hashes).alias("compared"),
+                needs_mask_expr(filters).alias("masks"),
+            )
+            .with_columns(pl.col(*_NAMES).cast(pl.Categorical))
         )
 
     parts = list(map_in_batches(source, build_rows, workers=workers)) or [build_rows(pl.DataFrame(schema=SCORED))]
-    rows = pl.concat(parts)
+    rows = pl.concat(parts).with_columns(pl.col(*_NAMES).cast(pl.String))
+    del parts
     if "answer" not in extra:
         rows = rows.with_columns(_read_repeated_answers(rows["prompt_id"], source))
     return rows.with_columns(build_candidate_ids(rows), pl.lit(None, dtype=pl.String).alias("cluster_id"))

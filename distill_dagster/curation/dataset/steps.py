@@ -8,24 +8,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.config.balance import BalanceSpec
-from distill_dagster.config.dedup import DecontaminationSpec, NearDuplicateSpec, SemanticDuplicateSpec
-from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.curation.dataset.balance import OVER_CAP, balance_rows
-from distill_dagster.curation.dataset.comparison_cache import ComparisonCache, cluster_kept_rows
+from distill_dagster.curation.dataset.comparison_cache import cluster_kept_rows
 from distill_dagster.curation.dataset.slim_rows import CandidateTexts
-from distill_dagster.curation.dedup.decontaminate import HIT_SCHEMA, find_contamination
-from distill_dagster.curation.dedup.folding import MinHashScheme
-from distill_dagster.curation.filters.run import map_in_batches
 
 if TYPE_CHECKING:
     from distill_dagster.core.embedding import EmbedFunction
-    from distill_dagster.core.limits import ResourceLimits
 
 LEAK_SCHEMA = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id": pl.String, "kind": pl.String})
 """A hit of decontamination, for the report; a column `overlap` follows."""
-NO_CACHE = ComparisonCache()
-"""Keeps nothing, so everything is compared."""
-_PAIR_SCHEMA = {"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64}
 _PREFERENCE_COLUMNS = ("not_human", "not_log", "by_teacher", "less_confident", "prompt_id", "slice", "answer")
 """The row that represents a group comes first: a human's prompt before one of a log and that before an imagined one, a
 human's answer before a teacher's, then the higher confidence, then the lower id."""
@@ -39,40 +30,16 @@ def drop_contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
     return _set_drop_reason(rows, pl.DataFrame({"row": hit}).with_columns(same), "contaminated")
 
 
-def drop_leaks(
-    rows: pl.DataFrame,
-    texts: CandidateTexts,
-    items: pl.DataFrame,
-    spec: DecontaminationSpec,
-    keep_numbers: bool,
-    limits: ResourceLimits | None = None,
-    cache: ComparisonCache = NO_CACHE,
-    workers: Workers = IN_PROCESS,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+def drop_leaks(rows: pl.DataFrame, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Drop kept rows that contain or nearly equal a golden or dev row (`dedup.decontaminate`).
 
     Args:
         rows: with `ident`.
-        texts: the user's turns.
-        items: `id` and `text` of golden and dev rows.
+        found: the leaks (`matches.Matches`).
 
     Returns:
         the rows, and every hit of kept ones: LEAK_SCHEMA and `overlap`.
     """
-    settings = spec.model_dump()
-
-    def find_in_part(part: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-        scheme = MinHashScheme(keep_numbers=keep_numbers)
-        return find_contamination(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
-
-    def find(part: pl.LazyFrame) -> pl.DataFrame:
-        if not workers.is_remote:
-            return find_in_part(part)
-        hits = [pl.DataFrame(schema=HIT_SCHEMA), *map_in_batches(part, find_in_part, workers=workers)]
-        return pl.concat(hits).sort("id", maintain_order=True)
-
-    cache_key = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
-    found = cache.find_by_slice("leaks", cache_key, texts, find)
     if found.is_empty():
         return rows, pl.DataFrame(schema=LEAK_SCHEMA).with_columns(found["overlap"])
     kept = _select_kept_rows(rows, found["id"])
@@ -95,30 +62,13 @@ def drop_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     return _set_drop_reason(rows, found.select("row", "kept_id", why).collect(), "duplicate")
 
 
-def drop_near_duplicates(
-    rows: pl.DataFrame,
-    texts: CandidateTexts,
-    spec: NearDuplicateSpec,
-    keep_numbers: bool,
-    limits: ResourceLimits | None = None,
-    cache: ComparisonCache = NO_CACHE,
-    workers: Workers = IN_PROCESS,
-) -> pl.DataFrame:
+def drop_near_duplicates(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """Drop kept rows whose text is near that of a better row."""
-    return _drop_clusters(rows, _find_near_pairs(texts, spec, keep_numbers, limits, cache, workers), "near_duplicate")
+    return _drop_clusters(rows, pairs, "near_duplicate")
 
 
-def merge_near_duplicates(
-    rows: pl.DataFrame,
-    texts: CandidateTexts,
-    spec: NearDuplicateSpec,
-    keep_numbers: bool,
-    limits: ResourceLimits | None = None,
-    cache: ComparisonCache = NO_CACHE,
-    workers: Workers = IN_PROCESS,
-) -> pl.DataFrame:
+def merge_near_duplicates(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """Give kept rows that are near each other one `text_key`, so that they get the same split."""
-    pairs = _find_near_pairs(texts, spec, keep_numbers, limits, cache, workers)
     kept = rows.filter(_is_kept_expr()).select("ident", "text_key").sort("text_key", "ident")
     gone = cluster_kept_rows(pairs, kept.select("ident")).select("ident", "first")
     first = gone.join(kept.rename({"ident": "first", "text_key": "group"}), on="first").drop("first")
@@ -126,27 +76,8 @@ def merge_near_duplicates(
     return joined.with_columns(pl.coalesce("group", "text_key").alias("text_key")).drop("group")
 
 
-def drop_semantic_duplicates(
-    rows: pl.DataFrame,
-    texts: CandidateTexts,
-    embed: EmbedFunction,
-    spec: SemanticDuplicateSpec,
-    limits: ResourceLimits | None = None,
-    cache: ComparisonCache = NO_CACHE,
-    workers: Workers = IN_PROCESS,
-) -> pl.DataFrame:
-    """Drop kept rows whose prompt means the same as that of a better row; none in a table of more than `most_rows`."""
-
-    def find(table: pl.LazyFrame) -> pl.DataFrame:
-        from distill_dagster.curation.dedup.semantic import find_semantic_duplicates
-
-        least, most = spec.threshold, spec.most_rows
-        found = find_semantic_duplicates(
-            table, embed, id="ident", threshold=least, most_rows=most, limits=limits, workers=workers
-        )
-        return pl.DataFrame(schema=_PAIR_SCHEMA) if found is None else found.pairs
-
-    pairs = cache.find_in_all("semantic", spec.model_dump(), texts, find)
+def drop_semantic_duplicates(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Drop kept rows whose prompt means the same as that of a better row."""
     return _drop_clusters(rows, pairs, "semantic_duplicate")
 
 
@@ -159,18 +90,6 @@ def drop_over_caps(
         kept = kept.drop("text").join(texts.scan().collect(), on="ident", maintain_order="left")
     cut = balance_rows(kept, spec, seed, embed).filter(~_is_kept_expr())
     return _set_drop_reason(rows, cut.select("row", pl.col("drop_detail").alias("why")), OVER_CAP)
-
-
-def _find_near_pairs(
-    texts: CandidateTexts,
-    spec: NearDuplicateSpec,
-    keep_numbers: bool,
-    limits: ResourceLimits | None,
-    cache: ComparisonCache,
-    workers: Workers,
-) -> pl.DataFrame:
-    scheme = MinHashScheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    return cache.find_near_pairs(texts, scheme, spec.threshold, limits, workers)
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:

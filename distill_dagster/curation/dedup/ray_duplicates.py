@@ -47,6 +47,8 @@ PART_ROWS = 50_000
 MOST_PARTS = 1_000
 BLOCK_BYTES = 16 * 2**20
 """Size of a block of results, about. Ray Data reserves several, which a small object store has to hold."""
+BATCH_BYTES = 4 * BLOCK_BYTES
+"""Size of what a task divides into groups, about. With Ray Data's default of 1 GiB each task takes so much memory."""
 _NOT_COMPARED = np.uint32(2**32 - 1)
 _ONE_THREAD = ResourceLimits(threads=1)
 
@@ -75,17 +77,17 @@ def find_duplicates_on_ray(
     unkept = ResourceLimits(limits.threads, memory_mb=0, spill=limits.spill)  # texts are not kept between two passes
     with open_rows(source, "text", build_order_exprs(id, ()), unkept) as rows:
         signed = list(workers.map_and_keep(partial(_sign_batch, scheme), _number_batches(rows.iter_texts())))
-        ranking = rows.read_columns()
         if not signed:
-            return cluster_pairs(pl.DataFrame(schema=PAIR_SCHEMA), ranking)
+            return cluster_pairs(pl.DataFrame(schema=PAIR_SCHEMA), rows.read_columns())
         columns = [np.concatenate(column) for column in zip(*(kept for kept, _ in signed), strict=True)]
-        pairs = _find_all_pairs(rows, ranking["id"], columns, [keys for _, keys in signed], scheme, threshold)
-    return cluster_pairs(pairs, ranking)
+        keys = [part for _, part in signed]
+        del signed
+        pairs = _find_all_pairs(rows, columns, keys, scheme, threshold)
+        return cluster_pairs(pairs, rows.read_columns())
 
 
 def _find_all_pairs(
     rows: TextRows,
-    ids: pl.Series,
     columns: list[Array],
     keys: list[ObjectRef[pa.Table]],
     scheme: MinHashScheme,
@@ -98,7 +100,7 @@ def _find_all_pairs(
         keys: the band keys of each batch.
     """
     exact_keys, words, numbers = columns
-    exact, first = find_exact_pairs(exact_keys, ids)
+    exact, first = find_exact_pairs(exact_keys, rows.read_columns()["id"])
     places = first[np.argsort(exact_keys[first])]
     places = places[words[places] >= np.uint32(max(scheme.min_words, 1))]
     ranks = np.full(exact_keys.size, _NOT_COMPARED, np.uint32)
@@ -223,6 +225,7 @@ def _read_blocks(tables: list[Any]) -> Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
+    context.shuffle_input_batch_bytes = BATCH_BYTES
     return ray.data.from_arrow_refs(tables)
 
 
