@@ -171,7 +171,7 @@ def cluster_kept_rows(pairs: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         pairs: verified pairs of candidates: `left`, `right`, `kind` (exact, near or semantic), `similarity`.
-        kept: `ident` of the kept rows; the first of a cluster stays.
+        kept: `ident` of the kept rows, as in `left` and `right`, of any type; the first of a cluster stays.
     """
     names = pl.concat([pairs["left"], pairs["right"], kept["ident"]]).unique(maintain_order=True)
     place = pl.DataFrame({"ident": names}).with_row_index("place")

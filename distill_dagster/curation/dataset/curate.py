@@ -39,6 +39,7 @@ from distill_dagster.curation.dataset.steps import (
     drop_over_caps,
     drop_semantic_duplicates,
     merge_near_duplicates,
+    scan_kept_rows,
 )
 from distill_dagster.curation.dataset.write_parts import TableParts, assign_parts, write_tables
 from distill_dagster.curation.filters import STEP_REASONS, Filter, FilterSettings, select_filters
@@ -195,12 +196,12 @@ def _decide_rows(
     seed = None if near is None else spec.seed
     if seed is not None:
         held_out = set(hash_text_keys(pl.Series(sorted(held_out), dtype=pl.String), seed))
-    rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), seed, workers)
-    rows = restore_to_floors(rows, spec.balance, held_out)
+    slim = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), seed, workers)
+    slim = restore_to_floors(slim, spec.balance, held_out)
     limits = limits or ResourceLimits()
     with limits.make_folder() as folder:
-        stored = store_rows(rows, folder)
-        del rows  # while texts are compared, memory is for them
+        stored = store_rows(slim, folder)
+        del slim  # while texts are compared, memory is for them
         identity = ("ident", "prompt_id", "slice")
         prompts = CandidateTexts(
             stored.select(*identity, content="text"), source, lambda batch: extract_user_texts(batch["messages"])
@@ -209,20 +210,20 @@ def _decide_rows(
             stored.select(*identity, content="compared"), source, build_compared_text, ("messages", *answer_columns)
         )
         found = Comparison(numbers, limits, cache, workers).find_matches(prompts, texts, items, embed, spec)
-        rows = stored.collect()
-        # Steps compare rows. They run in this order, each over the rows that are still kept.
-        rows, leaks = drop_leaks(drop_contaminated(rows, held_out), found.leaks)
-        rows = drop_duplicates(rows)
+        none = pl.lit(None, dtype=pl.String).alias("cluster_id")
+        decided = stored.select("drop_reason", "drop_detail", none).collect(engine="streaming")
+        rows = stored.drop("drop_reason", "drop_detail")
+        # Steps run in this order, each over the rows that are still kept.
+        decided, leaks = drop_leaks(drop_contaminated(decided, rows, held_out), rows, found.leaks)
+        decided = drop_duplicates(decided, rows)
         if near is not None:
-            rows = drop_near_duplicates(rows, found.near)
-        rows = drop_semantic_duplicates(rows, found.semantic)
+            decided = drop_near_duplicates(decided, rows, found.near)
+        decided = drop_semantic_duplicates(decided, rows, found.semantic)
         if spec.balance.has_limits:
-            rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
-        if near is None and spec.validation_share:
-            rows = merge_near_duplicates(rows, found.near)
-    decided = ("drop_reason", "drop_detail", "cluster_id", "masks")
-    rows = rows.select("prompt_id", *decided, _assign_splits(rows, spec))
-    return rows.select(*decided, "split", assign_parts(rows["prompt_id"])), leaks
+            decided = drop_over_caps(decided, rows, prompts, spec.balance, spec.seed, embed)
+        merged = merge_near_duplicates(decided, rows, found.near) if near is None and spec.validation_share else None
+        masks, prompt_ids = rows.select("masks", "prompt_id").collect(engine="streaming")
+        return decided.with_columns(masks, _assign_splits(decided, rows, spec, merged), assign_parts(prompt_ids)), leaks
 
 
 def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:
@@ -232,17 +233,21 @@ def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 
-def _assign_splits(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
-    """`split` of the kept rows; null for the rejected ones."""
-    is_kept = rows["drop_reason"].is_null()
-    stratum = "slice" if spec.stratify == "slice" else "answer"
-    kept = rows.select("text_key", "teacher", *([stratum] if spec.stratify else [])).filter(is_kept)
-    hashes, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
-    if spec.dedup.near is None and share:
-        hashes = hash_text_keys(hashes, spec.seed)
+def _assign_splits(
+    decided: pl.DataFrame, rows: pl.LazyFrame, spec: CurationSpec, merged: pl.Series | None
+) -> pl.Series:
+    """`split` of the kept rows; null for the rejected ones.
+
+    Args:
+        merged: the text keys of all rows, if they are not those of `rows`.
+    """
+    share, stratum = spec.validation_share, "slice" if spec.stratify == "slice" else "answer"
+    needed = ("row", "teacher", *([stratum] if spec.stratify else []), *([] if merged is not None else ["text_key"]))
+    kept = scan_kept_rows(decided, rows).select(needed).collect(engine="streaming")
+    hashes = kept["text_key"] if merged is None else hash_text_keys(merged.gather(kept["row"]), spec.seed)
     if spec.stratify is None or not share:
-        splits = assign_splits(hashes, teachers, share)
+        splits = assign_splits(hashes, kept["teacher"], share)
     else:
-        splits = assign_stratified_splits(kept[stratum], hashes, teachers, share)
-    none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
-    return none.scatter(is_kept.arg_true(), splits)
+        splits = assign_stratified_splits(kept[stratum], hashes, kept["teacher"], share)
+    none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, decided.height)
+    return none.scatter(kept["row"], splits)

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from distill_dagster.core.embedding import EmbedFunction
     from distill_dagster.core.limits import ResourceLimits
 
-PAIR_SCHEMA = pl.Schema({"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64})
-"""A pair of candidates by their `ident`; `kind` is exact, near or semantic."""
+LEAK_HIT_SCHEMA = pl.Schema({"row": pl.UInt32, "golden_id": pl.String, "kind": pl.String, "overlap": pl.Float64})
+"""A hit of decontamination; `row` is the place of the candidate."""
+PAIR_SCHEMA = pl.Schema({"left": pl.UInt32, "right": pl.UInt32, "kind": pl.String, "similarity": pl.Float64})
+"""A pair of candidates by their places; `kind` is exact, near or semantic."""
+_NAMED_PAIR_SCHEMA = PAIR_SCHEMA | {"left": pl.String, "right": pl.String}
 NO_CACHE = ComparisonCache()
 """Keeps nothing, so everything is compared."""
 
@@ -31,11 +34,11 @@ class Matches:
     """What the candidates' texts have in common with each other and with golden and dev rows.
 
     Attributes:
-        leaks: hits of decontamination (`decontaminate.HIT_SCHEMA`). Their `id` is the `ident` of a candidate.
+        leaks: hits of decontamination (`LEAK_HIT_SCHEMA`).
         near, semantic: verified pairs (`PAIR_SCHEMA`). `near` has the exact ones too.
     """
 
-    leaks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=HIT_SCHEMA))
+    leaks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEAK_HIT_SCHEMA))
     near: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PAIR_SCHEMA))
     semantic: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PAIR_SCHEMA))
 
@@ -92,12 +95,14 @@ class Comparison:
             return pl.concat(hits).sort("id", maintain_order=True)
 
         cache_key = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
-        return self.cache.find_by_slice("leaks", cache_key, prompts, find)
+        hits = self.cache.find_by_slice("leaks", cache_key, prompts, find)
+        return _find_places(prompts, hits.rename({"id": "row"}), "row").select(list(LEAK_HIT_SCHEMA))
 
     def _find_near_pairs(self, texts: CandidateTexts, spec: NearDuplicateSpec) -> pl.DataFrame:
         keep_numbers = self.keep_numbers if spec.keep_numbers is None else spec.keep_numbers
         scheme = MinHashScheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-        return self.cache.find_near_pairs(texts, scheme, spec.threshold, self.limits, self.workers)
+        pairs = self.cache.find_near_pairs(texts, scheme, spec.threshold, self.limits, self.workers)
+        return _find_places(texts, pairs, "left", "right")
 
     def _find_semantic_pairs(
         self, prompts: CandidateTexts, embed: EmbedFunction, spec: SemanticDuplicateSpec
@@ -116,6 +121,18 @@ class Comparison:
                 limits=self.limits,
                 workers=self.workers,
             )
-            return pl.DataFrame(schema=PAIR_SCHEMA) if found is None else found.pairs
+            return pl.DataFrame(schema=_NAMED_PAIR_SCHEMA) if found is None else found.pairs
 
-        return self.cache.find_in_all("semantic", spec.model_dump(), prompts, find)
+        pairs = self.cache.find_in_all("semantic", spec.model_dump(), prompts, find)
+        return _find_places(prompts, pairs, "left", "right")
+
+
+def _find_places(texts: CandidateTexts, found: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """The table with places of candidates instead of their `ident`, which takes ten times as much memory."""
+    wanted = pl.concat([found[name] for name in columns]).unique()
+    numbered = texts.rows.select("ident").with_row_index("place")
+    places = numbered.join(pl.LazyFrame({"ident": wanted}), on="ident", how="semi").collect(engine="streaming")
+    for name in columns:
+        found = found.join(places, left_on=name, right_on="ident", maintain_order="left")
+        found = found.with_columns(pl.col("place").alias(name)).drop("place")
+    return found

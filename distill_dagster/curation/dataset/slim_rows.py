@@ -100,7 +100,6 @@ def build_slim_rows(
         text                        a hash of the user's turns
         compared                    a hash of the user's turns and of the columns `compared`
         ident                       a unique id
-        cluster_id                  null
         answer                      null where it decides nothing: it is not in `extra`, and the prompt has one row
         the columns in `extra`
     """
@@ -127,7 +126,7 @@ def build_slim_rows(
     del parts
     if "answer" not in extra:
         rows = rows.with_columns(_read_repeated_answers(rows["prompt_id"], source))
-    return rows.with_columns(build_candidate_ids(rows), pl.lit(None, dtype=pl.String).alias("cluster_id"))
+    return rows.with_columns(build_candidate_ids(rows))
 
 
 def _read_repeated_answers(prompts: pl.Series, source: pl.LazyFrame) -> pl.Series:
