@@ -1,7 +1,8 @@
 """Cut a dataset from the candidates of all slices: filters, duplicates, decontamination, balance and split.
 
-A first pass reads the candidates in batches, applies the filters, and keeps a slim row of each (`slim_rows`). Steps
-decide over the slim rows (`steps`). A last pass writes the dataset and the rejected rows part by part (`write_parts`).
+A first pass reads the candidates in batches, applies the filters, and keeps a slim row of each on disk (`slim_rows`).
+Their texts are compared (`matches`). Steps decide over the slim rows (`steps`). A last pass writes the dataset and the
+rejected rows part by part (`write_parts`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from distill_dagster.curation.dataset.slim_rows import (
     CandidateTexts,
     build_slim_rows,
     scan_candidates,
-    store_rows,
 )
 from distill_dagster.curation.dataset.split import assign_splits, assign_stratified_splits, hash_text_keys
 from distill_dagster.curation.dataset.steps import (
@@ -196,12 +196,9 @@ def _decide_rows(
     seed = None if near is None else spec.seed
     if seed is not None:
         held_out = set(hash_text_keys(pl.Series(sorted(held_out), dtype=pl.String), seed))
-    slim = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task), seed, workers)
-    slim = restore_to_floors(slim, spec.balance, held_out)
-    limits = limits or ResourceLimits()
+    limits, extra = limits or ResourceLimits(), _extra_columns(spec, task)
     with limits.make_folder() as folder:
-        stored = store_rows(slim, folder)
-        del slim  # while texts are compared, memory is for them
+        stored = build_slim_rows(source, filters, task, folder, answer_columns, extra, seed, workers)
         identity = ("ident", "prompt_id", "slice")
         prompts = CandidateTexts(
             stored.select(*identity, content="text"), source, lambda batch: extract_user_texts(batch["messages"])
@@ -210,8 +207,7 @@ def _decide_rows(
             stored.select(*identity, content="compared"), source, build_compared_text, ("messages", *answer_columns)
         )
         found = Comparison(numbers, limits, cache, workers).find_matches(prompts, texts, items, embed, spec)
-        none = pl.lit(None, dtype=pl.String).alias("cluster_id")
-        decided = stored.select("drop_reason", "drop_detail", none).collect(engine="streaming")
+        decided = _read_filtered(stored, spec, held_out)
         rows = stored.drop("drop_reason", "drop_detail")
         # Steps run in this order, each over the rows that are still kept.
         decided, leaks = drop_leaks(drop_contaminated(decided, rows, held_out), rows, found.leaks)
@@ -224,6 +220,16 @@ def _decide_rows(
         merged = merge_near_duplicates(decided, rows, found.near) if near is None and spec.validation_share else None
         masks, prompt_ids = rows.select("masks", "prompt_id").collect(engine="streaming")
         return decided.with_columns(masks, _assign_splits(decided, rows, spec, merged), assign_parts(prompt_ids)), leaks
+
+
+def _read_filtered(stored: pl.LazyFrame, spec: CurationSpec, held_out: set[str]) -> pl.DataFrame:
+    """What the filters and floors decide on each row: `drop_reason`, `drop_detail`, and an empty `cluster_id`."""
+    reasons = stored.select("drop_reason", "drop_detail")
+    if spec.balance.floors:
+        restored = restore_to_floors(stored.collect(engine="streaming"), spec.balance, held_out)
+        reasons = restored.lazy().select("drop_reason", "drop_detail")
+    none = pl.lit(None, dtype=pl.String).alias("cluster_id")
+    return reasons.with_columns(none).collect(engine="streaming")
 
 
 def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:

@@ -1,7 +1,4 @@
-"""Slim rows of candidates, which fit in memory all at once. Texts are read again where they are compared.
-
-While texts are compared, the slim rows are on disk.
-"""
+"""Slim rows of candidates, on disk. Texts are read again where they are compared."""
 
 from __future__ import annotations
 
@@ -23,8 +20,6 @@ from distill_dagster.tables.schemas import SCORED
 CandidateSource = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """Scored candidates (schema SCORED): a frame, Parquet files, or a query. A query runs more than once and has to return
 its rows in the same order each time."""
-_NAMES = ("slice", "origin", "teacher", "drop_reason")
-"""Columns with few values, which are packed while the rows are collected."""
 _SLIM_COLUMNS = ("prompt_id", "slice", "origin", "teacher", "confidence", "drop_reason", "drop_detail")
 
 
@@ -74,23 +69,17 @@ def scan_candidates(source: CandidateSource) -> pl.LazyFrame:
     return pl.scan_parquet(files).select(list(SCORED))
 
 
-def store_rows(rows: pl.DataFrame, folder: Path) -> pl.LazyFrame:
-    """Slim rows on disk, in the same order, for as long as the folder is there."""
-    path = folder / "slim.parquet"
-    rows.write_parquet(path, compression="lz4", row_group_size=FILTER_BATCH_ROWS, statistics=False)
-    return pl.scan_parquet(path)
-
-
 def build_slim_rows(
     source: pl.LazyFrame,
     filters: Sequence[Filter],
     task: TaskView,
+    folder: Path,
     compared: Sequence[str] = (),
     extra: Sequence[str] = (),
     seed: int | None = None,
     workers: Workers = IN_PROCESS,
-) -> pl.DataFrame:
-    """A slim row of each candidate, in the order of the source.
+) -> pl.LazyFrame:
+    """A slim row of each candidate, in the order of the source. They are in the folder, which is empty before.
 
     Besides the columns that identify and order candidates it has:
 
@@ -108,25 +97,32 @@ def build_slim_rows(
         text = extract_user_texts(batch["messages"])
         keys = build_text_keys(text)
         hashes = [text.hash(), *(batch[name].hash(seed) for seed, name in enumerate(compared, 1))]
-        return (
-            mark_dropped(batch, filters, task)
-            .select(
-                *_SLIM_COLUMNS,
-                *extra,
-                (keys if seed is None else hash_text_keys(keys, seed)).alias("text_key"),
-                hashes[0].alias("text"),
-                pl.sum_horizontal(hashes).alias("compared"),
-                needs_mask_expr(filters).alias("masks"),
-            )
-            .with_columns(pl.col(*_NAMES).cast(pl.Categorical))
+        return mark_dropped(batch, filters, task).select(
+            *_SLIM_COLUMNS,
+            *extra,
+            (keys if seed is None else hash_text_keys(keys, seed)).alias("text_key"),
+            hashes[0].alias("text"),
+            pl.sum_horizontal(hashes).alias("compared"),
+            needs_mask_expr(filters).alias("masks"),
         )
 
-    parts = list(map_in_batches(source, build_rows, workers=workers)) or [build_rows(pl.DataFrame(schema=SCORED))]
-    rows = pl.concat(parts).with_columns(pl.col(*_NAMES).cast(pl.String))
-    del parts
+    files = [folder / "0.parquet"]
+    build_rows(pl.DataFrame(schema=SCORED)).write_parquet(files[0])  # so that there is a table without candidates
+    for batch in map_in_batches(source, build_rows, workers=workers):
+        files.append(folder / f"{len(files)}.parquet")
+        batch.write_parquet(files[-1], compression="lz4", statistics=False)
+    rows = pl.scan_parquet(files)
+    named = rows.select("prompt_id", "slice", "teacher", *extra).collect(engine="streaming")
     if "answer" not in extra:
-        rows = rows.with_columns(_read_repeated_answers(rows["prompt_id"], source))
-    return rows.with_columns(build_candidate_ids(rows))
+        named = named.with_columns(_read_repeated_answers(named["prompt_id"], source))
+    more = named.select(build_candidate_ids(named), *({"answer"} - set(extra)))
+    del named
+    path = folder / "slim.parquet"
+    whole = pl.concat([rows, more.lazy()], how="horizontal")
+    whole.sink_parquet(path, compression="lz4", statistics=False, row_group_size=FILTER_BATCH_ROWS)
+    for file in files:
+        file.unlink()
+    return pl.scan_parquet(path)
 
 
 def _read_repeated_answers(prompts: pl.Series, source: pl.LazyFrame) -> pl.Series:

@@ -3,7 +3,7 @@
 Each takes and returns the decisions on all rows, and reads of the slim rows what it needs:
 
     decided     `drop_reason`, `drop_detail` and `cluster_id`, in the order of the slim rows
-    rows        the slim rows, on disk (`slim_rows.store_rows`)
+    rows        the slim rows, on disk (`slim_rows.build_slim_rows`)
 """
 
 from __future__ import annotations
