@@ -29,7 +29,12 @@ from distill_dagster.curation.dataset.slim_rows import (
     build_slim_rows,
     scan_candidates,
 )
-from distill_dagster.curation.dataset.split import assign_splits, assign_stratified_splits, hash_text_keys
+from distill_dagster.curation.dataset.split import (
+    DRAW_DIGITS,
+    assign_splits,
+    assign_stratified_splits,
+    hash_text_keys,
+)
 from distill_dagster.curation.dataset.steps import (
     LEAK_SCHEMA,
     drop_contaminated,
@@ -218,8 +223,10 @@ def _decide_rows(
         if spec.balance.has_limits:
             decided = drop_over_caps(decided, rows, prompts, spec.balance, spec.seed, embed)
         merged = merge_near_duplicates(decided, rows, found.near) if near is None and spec.validation_share else None
-        masks, prompt_ids = rows.select("masks", "prompt_id").collect(engine="streaming")
-        return decided.with_columns(masks, _assign_splits(decided, rows, spec, merged), assign_parts(prompt_ids)), leaks
+        splits = _assign_splits(decided, rows, spec, merged)
+        parts = assign_parts(rows.select("prompt_id").collect(engine="streaming").to_series())
+        masks = rows.select("masks").collect(engine="streaming").to_series()
+        return decided.with_columns(masks, splits, parts), leaks
 
 
 def _read_filtered(stored: pl.LazyFrame, spec: CurationSpec, held_out: set[str]) -> pl.DataFrame:
@@ -248,12 +255,14 @@ def _assign_splits(
         merged: the text keys of all rows, if they are not those of `rows`.
     """
     share, stratum = spec.validation_share, "slice" if spec.stratify == "slice" else "answer"
-    needed = ("row", "teacher", *([stratum] if spec.stratify else []), *([] if merged is not None else ["text_key"]))
+    is_stratified = spec.stratify is not None and share > 0
+    key = pl.col("text_key") if is_stratified else pl.col("text_key").str.head(DRAW_DIGITS)
+    needed = [pl.col("row", "teacher", *([stratum] if is_stratified else [])), *([key] if merged is None else [])]
     kept = scan_kept_rows(decided, rows).select(needed).collect(engine="streaming")
     hashes = kept["text_key"] if merged is None else hash_text_keys(merged.gather(kept["row"]), spec.seed)
-    if spec.stratify is None or not share:
-        splits = assign_splits(hashes, kept["teacher"], share)
-    else:
+    if is_stratified:
         splits = assign_stratified_splits(kept[stratum], hashes, kept["teacher"], share)
+    else:
+        splits = assign_splits(hashes, kept["teacher"], share)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, decided.height)
     return none.scatter(kept["row"], splits)

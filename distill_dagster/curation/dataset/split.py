@@ -10,6 +10,8 @@ from distill_dagster.curation.text_columns import json_text_expr
 
 KEY_DIGITS = 32
 """Digits of a text's hash that are kept: 128 bits, so that no two texts of a dataset share them."""
+DRAW_DIGITS = 8
+"""Digits of a text's hash that decide its side: 32 bits."""
 
 
 def hash_text_keys(keys: pl.Series, seed: int) -> pl.Series:
@@ -25,15 +27,15 @@ def hash_text_keys(keys: pl.Series, seed: int) -> pl.Series:
 
 
 def assign_splits(hashes: pl.Series, teachers: pl.Series, share: float) -> pl.Series:
-    """`train` or `validation` of each row, by the first 32 bits of its text's hash (`hash_text_keys`).
+    """`train` or `validation` of each row, by the first `DRAW_DIGITS` of its text's hash (`hash_text_keys`).
 
     Validation measures how well the student follows the teacher. So all answers of people are for training.
     """
     if not share:
         return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(hashes)).alias("split")
-    frame = pl.DataFrame({"draw": hashes.str.head(8), "taught": teachers.is_not_null()})
+    frame = pl.DataFrame({"draw": hashes.str.head(DRAW_DIGITS), "taught": teachers.is_not_null()})
     # Hexadecimal digits sort like the number that they write.
-    below = pl.col("draw") < f"{int(share * 16**8):08x}"
+    below = pl.col("draw") < f"{int(share * 16**DRAW_DIGITS):0{DRAW_DIGITS}x}"
     chosen = pl.when(below & pl.col("taught")).then(pl.lit("validation")).otherwise(pl.lit("train"))
     return frame.select(chosen.alias("split")).to_series()
 
