@@ -32,12 +32,13 @@ MEASURED = {
     "in_process_s": ("incremental", "slices1000_s_per_slice", 1.0),
     "launched_s": ("scale", "s_per_slice_launched_alone", 1.0),
     "cut_cpu_s": ("filters", "first_cut_cpu_s", 1e-6),
-    "cut_mb": ("scale", "cut_5m_gb", 1e9 / 2**20 / 5e6),
+    "cut_1m_gb": ("scale", "cut_1m_gb", 1.0),
+    "cut_5m_gb": ("scale", "cut_5m_gb", 1.0),
     "instance_mb": ("incremental", "slices1000_instance_mb", 1e-3),
     "train_tokens_s": ("gpu", "tokens_s_1b_qlora", 1.0),
 }
 """Cost: the file and the figure that it comes from, and the factor to seconds or MiB per row, run or slice. The seconds
-of the cut were measured with 10^6 rows, its memory with 5 x 10^6, the instance with 10^3 slices."""
+of the cut were measured with 10^6 rows, the instance with 10^3 slices. `cut_1m_gb` is the memory of 10^6 rows."""
 DOCS = RESULTS.parent.parent / "docs" / "scale.md"
 MARK, END = "<!-- written by benchmarks/scale_simulation.py -->", "<!-- end -->"
 BATCHES = 40
@@ -241,11 +242,18 @@ def describe(plan: Plan, outcome: Outcome, costs: dict[str, float]) -> dict[str,
         "bottleneck": busiest if share[busiest] > 0.8 else waiting,
         "longest": max(spans, key=lambda name: spans[name]),
         "usd": round(plan.total * plan.teacher.usd_per_1k / 1000 + gpu_h * GPU_USD_H, 2),
-        "cut_memory_gb": round(plan.total * costs["cut_mb"] / 1024, 1),
+        "cut_memory_gb": round(estimate_cut_gb(plan.total, costs), 1),
         "instance_gb": round(plan.slices * costs["instance_mb"] / 1024, 2),
         "workers_lost": outcome.lost,
         "asked_again_share": round(outcome.asked_again / plan.total, 7),
     }
+
+
+def estimate_cut_gb(rows: int, costs: dict[str, float]) -> float:
+    """Memory of the cut, by what 1 and 5 million rows take: a line through both, and for fewer rows one to 0."""
+    first, each = costs["cut_1m_gb"], (costs["cut_5m_gb"] - costs["cut_1m_gb"]) / 4
+    millions = rows / 1e6
+    return millions * first if millions < 1 else first + (millions - 1) * each
 
 
 def simulate(quick: bool) -> dict[str, Any]:

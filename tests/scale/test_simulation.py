@@ -16,7 +16,8 @@ COSTS = {
     "in_process_s": 1.0,
     "launched_s": 5.0,
     "cut_cpu_s": 1e-5,
-    "cut_mb": 0.002,
+    "cut_1m_gb": 2.0,
+    "cut_5m_gb": 4.0,
     "instance_mb": 0.25,
     "train_tokens_s": 1_000.0,
 }

@@ -5,8 +5,8 @@
     3. Rows that candidate pairs join, directly or through others, get one part. A second job groups their texts by
        part. Each group verifies its pairs.
 
-This process keeps 20 bytes of each row, the ids, and the candidate pairs. Ray moves to disk what its object store
-cannot keep in memory.
+This process keeps 20 bytes of each row and the candidate pairs. Ray moves to disk what its object store cannot keep in
+memory.
 """
 
 from __future__ import annotations
