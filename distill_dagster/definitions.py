@@ -13,6 +13,7 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.openmp import limit_openmp_spin
 from distill_dagster.core.paths import Home
 from distill_dagster.orchestration import RunSummary, build_runner, refresh_task
+from distill_dagster.orchestration.pool_waits import mend_pool_waits
 from distill_dagster.orchestration.tags import read_budget_tags
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.tasks.deployment_file import read_deployment
@@ -21,6 +22,7 @@ from resources.teacher import TeacherResource
 from resources.workers import build_workers
 
 limit_openmp_spin()
+mend_pool_waits()
 
 
 def build_definitions(home: Home) -> dg.Definitions:

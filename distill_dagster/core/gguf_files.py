@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, ReaderTensor
+    from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
     from numpy.typing import NDArray
 
     TensorData = tuple[NDArray[Any], GGMLQuantizationType]
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 ALIGNMENT_FIELD = "general.alignment"
 
 
-def copy_gguf(source: Path, target: Path, convert: ConvertTensor, changes: Mapping[str, Any] | None = None) -> None:
+def copy_gguf(
+    reader: GGUFReader, target: Path, convert: ConvertTensor, changes: Mapping[str, Any] | None = None
+) -> None:
     """Copy a GGUF file.
 
     Args:
+        reader: of the file. A reader takes seconds to open, so whoever has one already passes it.
         convert: gets every tensor in the order of the file, and returns its new bytes and their number format, or None
             to keep both. The bytes have one row of the tensor per row.
         changes: new values of metadata that the file has. They keep their types. None removes a value.
     """
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGUFValueType, GGUFWriter
 
     changes = changes or {}
-    reader = GGUFReader(source)
     writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         value = changes.get(field.name, field.contents())

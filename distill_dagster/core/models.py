@@ -285,7 +285,7 @@ def _convert_gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
 
 
 def _convert_gguf_to_q8(source: Path, target: Path) -> None:
-    from gguf import GGMLQuantizationType
+    from gguf import GGMLQuantizationType, GGUFReader
     from gguf.quants import dequantize, quantize
 
     q8 = GGMLQuantizationType.Q8_0
@@ -295,4 +295,4 @@ def _convert_gguf_to_q8(source: Path, target: Path) -> None:
             return None
         return quantize(dequantize(tensor.data, tensor.tensor_type), q8), q8
 
-    copy_gguf(source, target, convert, {"general.file_type": None, "general.quantization_version": None})
+    copy_gguf(GGUFReader(source), target, convert, {"general.file_type": None, "general.quantization_version": None})

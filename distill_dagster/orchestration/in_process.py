@@ -9,6 +9,7 @@ from functools import partial
 
 import dagster as dg
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import MAX_RETRIES_TAG
@@ -58,10 +59,17 @@ def run_in_process(
     outer_run = instance.get_run_by_id(tags[CAMPAIGN_TAG])
     canceled = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
     is_canceled = outer_run is not None and outer_run.status in canceled
-    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
-    if is_canceled or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
+    if is_canceled or any(map(_is_interrupt, result.all_events)):
         raise KeyboardInterrupt
     return result
+
+
+def _is_interrupt(event: dg.DagsterEvent) -> bool:
+    """Whether a step was interrupted, or the run between two steps."""
+    if event.is_step_failure:
+        return event.step_failure_data.error_source == ErrorSource.INTERRUPT
+    error = event.job_failure_data.error if event.event_type == dg.DagsterEventType.RUN_FAILURE else None
+    return error is not None and error.cls_name == DagsterExecutionInterruptedError.__name__
 
 
 @contextmanager

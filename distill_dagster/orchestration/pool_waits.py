@@ -1,20 +1,43 @@
-"""While a run waits for a pool, say whom it waits for, and do not wait for a process that has died."""
+"""While a run waits for a pool: it rests, can be interrupted, says whom it waits for, and waits for no dead process."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+from dagster._core.errors import raise_execution_interrupts
+from dagster._core.execution.plan.active import ActiveExecution
 
 from distill_dagster.core.processes import describe_process
 from distill_dagster.orchestration.dead_runs import fail_dead_runs
 from distill_dagster.orchestration.tags import read_process_tag
 
 CHECK_S = 1.0
+REST_S = 0.2
+"""How long a run that waits rests before it asks again whether it has a slot."""
 WaitListener = Callable[[str | None], None]
 """Called with what a run waits for, whenever that changes, and with None when it goes on."""
+
+
+def mend_pool_waits() -> None:
+    """Let runs of this process that wait for a pool rest, and let an interrupt end the wait.
+
+    Dagster's in-process executor asks in a loop without a pause, which takes a core, and keeps an interrupt until the
+    next step begins. A proposal to mend the first (https://github.com/dagster-io/dagster/pull/20367) was not merged.
+    """
+    ActiveExecution.sleep_til_ready = _rest  # type: ignore[assignment]
+
+
+def _rest(execution: ActiveExecution) -> None:
+    """Sleep until a step may be ready. Raises DagsterExecutionInterruptedError on an interrupt, also an earlier one."""
+    slots = execution._instance_concurrency_context
+    seconds = REST_S if slots and slots.has_pending_claims() else execution.sleep_interval()
+    if seconds > 0:
+        with raise_execution_interrupts():
+            time.sleep(seconds)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_a_copy_has_other_values_and_formats(file: Path) -> None:
         return tensor.data.astype(np.float16), GGMLQuantizationType.F16
 
     copy = file.with_name("copy.gguf")
-    copy_gguf(file, copy, convert, {"llama.rope.freq_base": 5.0, "tokenizer.chat_template": None})
+    copy_gguf(GGUFReader(file), copy, convert, {"llama.rope.freq_base": 5.0, "tokenizer.chat_template": None})
     found = read_gguf_metadata(copy)
     assert found["llama.rope.freq_base"] == 5
     assert "tokenizer.chat_template" not in found

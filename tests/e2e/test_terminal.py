@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.paths import PROJECT_FOLDER
-from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, STUDENT, TASK, Project, create_project
+from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, create_project
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.task import LABELS
 from tests.support.terminal import Terminal, distill_command
@@ -42,9 +42,9 @@ def held() -> Iterator[HeldProvider]:
 
 @pytest.fixture
 def paid(held: HeldProvider, tmp_path: Path) -> Project:
-    """A task that was never run, with a teacher that has a price, and with a student that trains for some steps."""
+    """A task that was never run, with a teacher that has a price and answers one request at a time."""
     teacher = {"price": {"input_usd": 1000, "output_usd": 1000}, "concurrency": 1}
-    return create_project(tmp_path / "paid", held.url, teacher=teacher, students={"one": STUDENT | {"epochs": 8}})
+    return create_project(tmp_path / "paid", held.url, teacher=teacher)
 
 
 def open_terminal(project: Project, *arguments: str, stdout: Path | None = None) -> Terminal:
@@ -53,6 +53,7 @@ def open_terminal(project: Project, *arguments: str, stdout: Path | None = None)
 
 
 def test_progress_on_80_columns(paid: Project, held: HeldProvider) -> None:
+    paid.change_task(students={"one": {"epochs": 8}})  # long enough for its progress to be drawn
     with open_terminal(paid, "run", TASK) as terminal:
         screen = terminal.wait_for(lambda s: re.search(rf"{HELD_AFTER}/\d+ .* left", s), "some answers and a rate")
         lines = screen.splitlines()
@@ -99,7 +100,7 @@ def test_ctrl_c_says_what_is_kept_and_nothing_is_asked_again(paid: Project, held
     assert len(held.requests) == SEED_REQUESTS + HELD_OUT_REQUESTS - stored
 
 
-def test_a_command_says_whom_it_waits_for(paid: Project, held: HeldProvider) -> None:
+def test_a_command_says_whom_it_waits_for_and_can_be_interrupted(paid: Project, held: HeldProvider) -> None:
     with open_terminal(paid, "run", TASK) as first:
         first.wait_for(lambda s: f"{HELD_AFTER}/24" in s, "some answers")
         with open_terminal(paid, "backfill", TASK) as second:
@@ -108,9 +109,11 @@ def test_a_command_says_whom_it_waits_for(paid: Project, held: HeldProvider) -> 
             assert f"golden_completions of {TASK} is running in" in wait
             assert str(first.process.pid) in wait
             assert "(pool teacher)" in wait
-            held.release.set()
-            assert second.wait() == 0
-        assert first.wait() == 0
+            second.press("\x03")
+            assert second.wait() == 130
+            assert "interrupted" in second.everything
+        first.press("\x03")
+        assert first.wait() == 130
 
 
 def test_json_is_all_of_stdout_and_progress_stays_on_the_terminal(paid: Project, held: HeldProvider) -> None:

@@ -6,21 +6,25 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import pytest
+from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.step import ExecutionStep
 
 from assets.dead_runs import build_dead_runs_sensor
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.core.processes import HOST, get_process_name
 from distill_dagster.orchestration import dead_runs
 from distill_dagster.orchestration.dead_runs import fail_dead_runs
-from distill_dagster.orchestration.pool_waits import find_pool_holder, watch_pools
+from distill_dagster.orchestration.pool_waits import REST_S, find_pool_holder, mend_pool_waits, watch_pools
 from distill_dagster.orchestration.tags import PROCESS_TAG, build_process_tag, read_process_tag
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 POOL, STEP = "training", "shop_mail__teacher_gate"
 
@@ -165,6 +169,37 @@ def test_while_a_run_waits_the_listener_is_told_and_a_dead_holder_is_found(
     assert told[1] is None
     assert claim(instance, waiter)
     assert not [thread for thread in threading.enumerate() if thread.name == "pools"]
+
+
+def test_a_run_that_waits_rests_between_its_questions(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.op(pool=POOL)
+    def train() -> None:
+        """Needs the pool."""
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def needs_the_pool() -> None:
+        train()
+
+    mend_pool_waits()
+    asked: list[float] = []
+    ask = ActiveExecution.get_next_step
+
+    def count(execution: ActiveExecution) -> ExecutionStep | None:
+        asked.append(time.monotonic())
+        return ask(execution)
+
+    monkeypatch.setattr(ActiveExecution, "get_next_step", count)
+    holder = create_run(instance, get_process_name())
+    assert claim(instance, holder)
+    run = threading.Thread(target=lambda: needs_the_pool.execute_in_process(instance=instance))
+    run.start()
+    wait_until(lambda: len(asked) > 5, "a few questions")
+    instance.event_log_storage.free_concurrency_slots_for_run(holder)
+    run.join(HANG_S)
+    assert not run.is_alive()
+    assert min(after - before for before, after in pairwise(asked[:5])) >= REST_S
 
 
 def test_the_sensor_of_the_ui_ends_dead_runs_too(instance: dg.DagsterInstance, dead: str) -> None:

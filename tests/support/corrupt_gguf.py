@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gguf import GGUFReader
+
 from distill_dagster.core.gguf_files import copy_gguf, read_gguf_metadata
 
 
@@ -23,7 +25,7 @@ def corrupt(name: str, healthy: Path, base: Path, target: Path, base_template: s
         "chat template of the base": {"tokenizer.chat_template": base_template},
         "a start token too many": {"tokenizer.ggml.add_bos_token": True},
     }.get(name, {})
-    copy_gguf(healthy, target, _CONVERTERS.get(name, _keep_all)(healthy, base), changes)
+    copy_gguf(GGUFReader(healthy), target, _CONVERTERS.get(name, _keep_all)(healthy, base), changes)
 
 
 CORRUPTIONS = (

@@ -43,7 +43,8 @@ def quantize_gguf(source: Path, target: Path, quantized: QuantizedType) -> float
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    tensors = GGUFReader(source).tensors
+    reader = GGUFReader(source)
+    tensors = reader.tensors
     if quantized != "q8_0" and any("_exps" in tensor.name for tensor in tensors):
         raise DistillError("A mixture of experts is quantized to 8 bits only.")
     chosen = choose_formats([(tensor.name, tuple(map(int, tensor.shape))) for tensor in tensors], quantized)
@@ -61,7 +62,7 @@ def quantize_gguf(source: Path, target: Path, quantized: QuantizedType) -> float
         bits += data.nbytes * 8
         return data, number_format
 
-    copy_gguf(source, target, convert, {"general.file_type": FILE_TYPES[quantized]})
+    copy_gguf(reader, target, convert, {"general.file_type": FILE_TYPES[quantized]})
     return bits / sum(int(tensor.n_elements) for tensor in tensors)
 
 
