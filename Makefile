@@ -145,7 +145,7 @@ test-ui: $(SETUP_TEST) ## the tests of the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
-	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
+	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui tests/ui tests/evaluation
 
 # The programs of PostgreSQL, or a sentence about what is missing.
 define need-postgres
@@ -157,7 +157,7 @@ endef
 
 test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests with a PostgreSQL server, which they start and stop
 	$(need-postgres)
-	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
+	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services tests/services
 
 test-scale: $(SETUP_SCALE) ## the tests with a Ray cluster, an object store and the processes of a deployment
 	$(need-postgres)

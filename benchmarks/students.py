@@ -16,10 +16,10 @@ recordings, without filters; a tenth of them is validation.
     commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
-Each part writes its figures when it ends, and on which devices it trained. `table` also writes each of its rows as soon
-as it is measured, with the accuracy of each seed, and keeps the rows and seeds that a run does not measure. So one
-student, system or seed can be measured at a time. Trainings are cached in --home by settings and rows, not by code: use
-a new home after a change of the code.
+Each part writes its figures when it ends, and on which devices it trained. `commonsenseqa` and `svamp` also write each
+figure as soon as it is measured. So does `table` with its rows, with the accuracy of each seed, and keeps the rows and
+seeds that a run does not measure. So one student, system or seed can be measured at a time. Trainings are cached in
+--home by settings and rows, not by code: use a new home after a change of the code.
 """
 
 from __future__ import annotations
@@ -205,8 +205,13 @@ def measure_soft_hard(bench: Bench, source: sources.Source, shares: list[int]) -
     return figures
 
 
-def measure_written(bench: Bench, source: sources.Source, short: str, most: int) -> Figures:
-    """Objectives of written answers, on all rows and on those that are agreed on. `<short>_best` is the best mean."""
+def measure_written(
+    bench: Bench, source: sources.Source, short: str, most: int, record: Callable[[Figures], None]
+) -> Figures:
+    """Objectives of written answers, on all rows and on those that are agreed on. `<short>_best` is the best mean.
+
+    Each figure is recorded as soon as it is measured.
+    """
     figures: Figures = {f"{short}_teacher": round(source.teacher, 4)}
     every, settings = source.split(source.taught), source.students["smollm2"]
     filters = {"": every, "_agreed": tuple([r for r in part if r.prompt_id in source.agreed] for part in every)}
@@ -225,7 +230,9 @@ def measure_written(bench: Bench, source: sources.Source, short: str, most: int)
             figures |= {f"{short}_{kind}{suffix}": mean, f"{short}_{kind}{suffix}_sd": deviation}
             figures[f"{short}_{kind}{suffix}_rows"] = len(rows)
             best.append(mean)
-    return figures | {f"{short}_best": round(max(best), 4)}
+            figures[f"{short}_best"] = round(max(best), 4)
+            record(figures)
+    return figures
 
 
 class Results:
@@ -255,7 +262,7 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results
         short, read = WRITTEN[part]
         source = read(arguments.data)
         source.shorten(len(source.taught), arguments.items)
-        return measure_written(bench, source, short, arguments.rows)
+        return measure_written(bench, source, short, arguments.rows, results.add)
     for name in arguments.sources:
         source = READERS[name](arguments.data)
         if arguments.quick:
