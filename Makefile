@@ -145,7 +145,7 @@ test-ui: $(SETUP_TEST) ## the tests of the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
-	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui tests/ui tests/evaluation
+	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui tests/evaluation tests/ui
 
 # The programs of PostgreSQL, or a sentence about what is missing.
 define need-postgres
