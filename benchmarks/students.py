@@ -212,7 +212,7 @@ def measure_written(
 
     Each figure is recorded as soon as it is measured.
     """
-    figures: Figures = {f"{short}_teacher": round(source.teacher, 4)}
+    figures: Figures = {f"{short}_teacher": round(source.teacher, 4), f"{short}_items": len(source.golden)}
     every, settings = source.split(source.taught), source.students["smollm2"]
     filters = {"": every, "_agreed": tuple([r for r in part if r.prompt_id in source.agreed] for part in every)}
     best = []
