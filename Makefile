@@ -145,6 +145,7 @@ test-ui: $(SETUP_TEST) ## the tests of the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
+	@# In this order: tests/ui keeps its browser to the end, and Playwright opens no second one beside it.
 	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui tests/evaluation tests/ui
 
 # The programs of PostgreSQL, or a sentence about what is missing.

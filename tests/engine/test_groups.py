@@ -18,7 +18,7 @@ def test_make_finds_every_test_of_a_group(group: str) -> None:
     marked = [
         path
         for path in (PROJECT_FOLDER / "tests").rglob("test_*.py")
-        if f"pytest.mark.{group}\n" in path.read_text(encoding="utf-8")
+        if re.search(rf"pytest\.mark\.{group}\b", path.read_text(encoding="utf-8"))
     ]
     assert marked
     assert [path for path in marked if not any(path.is_relative_to(folder) for folder in folders)] == []
