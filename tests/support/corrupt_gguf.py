@@ -99,6 +99,4 @@ _CONVERTERS: dict[str, Callable[[Path, Path], ConvertTensor]] = {
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
-    from gguf import GGUFReader
-
     return {tensor.name: tensor for tensor in GGUFReader(path).tensors}
