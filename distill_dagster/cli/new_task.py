@@ -86,7 +86,8 @@ def new(
     from distill_dagster.cli.new_task_questions import ask_columns, offer_to_skip, require_sure_columns
     from distill_dagster.intake.row_files import FileFormat, scan_records
     from distill_dagster.new_task.columns import Columns, guess_columns, summarize_columns
-    from distill_dagster.new_task.plan import NewTaskOptions, check_new_name, plan_task
+    from distill_dagster.new_task.options import NewTaskOptions, check_new_name
+    from distill_dagster.new_task.plan import plan_task
     from distill_dagster.new_task.split import PARTS
     from distill_dagster.new_task.task_yaml import EMBEDDED_TEACHER, TeacherChoice
     from distill_dagster.new_task.write import write_task

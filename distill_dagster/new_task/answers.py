@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill_dagster.config import TaskKind
+from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.json_schema import find_schema_problem
 from distill_dagster.core.json_text import find_json
 from distill_dagster.new_task.columns import is_missing
@@ -159,3 +160,8 @@ def infer_tools(answers: Iterable[Any], offered: Iterable[Any]) -> list[dict[str
         described = description if isinstance(description, str) and description.strip() else f"{name}."
         tools.append({"name": name, "description": described, "parameters": parameters})
     return tools
+
+
+def render_answer(answer: Any) -> str:
+    """An answer as text: JSON if it is not a text."""
+    return answer if isinstance(answer, str) else to_canonical_json(answer)

@@ -12,7 +12,7 @@ from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.files import write_atomically
 from distill_dagster.intake.inbox import lock_inbox
 from distill_dagster.intake.recordings import RECORDED_FOLDER
-from distill_dagster.new_task.plan import check_new_name
+from distill_dagster.new_task.options import check_new_name
 from distill_dagster.new_task.write import put_in_place
 from distill_dagster.new_task.yaml_edit import keep_teacher, set_field
 from distill_dagster.pipeline.open_task import build_task_folder

@@ -175,3 +175,8 @@ def _read_written_answer(fields: Mapping[str, Any], columns: Columns, kind: Task
         return read_answer_cell(values[0], kind)
     except (NotALabelError, UnreadableAnswerError) as error:
         raise _UnusableRowError(str(error), columns.answer[0]) from None
+
+
+def name_place(row: TableRow) -> str:
+    """Where in the file a row is, for messages."""
+    return f"line {row.record.line}" if row.record.line else row.record.name or row.record.file.name

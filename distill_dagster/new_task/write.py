@@ -10,7 +10,8 @@ from pathlib import Path
 
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.files import sync_folder, write_atomically
-from distill_dagster.new_task.plan import TaskPlan, check_new_name
+from distill_dagster.new_task.options import check_new_name
+from distill_dagster.new_task.plan import TaskPlan
 from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TASK_FILE

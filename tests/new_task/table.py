@@ -12,7 +12,8 @@ from distill_dagster.config import TaskKind
 from distill_dagster.core.errors import Problem
 from distill_dagster.intake.row_files import read_records
 from distill_dagster.new_task.columns import Columns, guess_columns, summarize_columns
-from distill_dagster.new_task.plan import NewTaskOptions, TaskPlan, plan_task
+from distill_dagster.new_task.options import NewTaskOptions
+from distill_dagster.new_task.plan import TaskPlan, plan_task
 from distill_dagster.new_task.write import write_task
 from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.tasks import TaskFolder

@@ -14,7 +14,8 @@ from distill_dagster.core.errors import InputError
 from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.row_files import SourceRecord
 from distill_dagster.new_task.columns import Columns, guess_columns, summarize_columns
-from distill_dagster.new_task.plan import NewTaskOptions, plan_task
+from distill_dagster.new_task.options import NewTaskOptions
+from distill_dagster.new_task.plan import plan_task
 from tests.new_task.table import build_rows, read_parts, write_plan
 
 WORDS = st.sampled_from(
