@@ -70,16 +70,17 @@ def print_leaderboard(home: Home, folder: TaskFolder, students: Sequence[str]) -
     verdicts = {}
     for student, figures in reports.items():
         lead = figures.get("lead", figures["verdict"]["text"])  # a report of an earlier version has no lead
-        cost = figures.get("meaning", {}).get("Cost")
+        switch, cost = (figures.get("meaning", {}).get(part) for part in ("Switch", "Cost"))
         out.print()
         out.print(f"[bold]{escape(student)}[/bold]: {escape(lead)}", soft_wrap=not out.is_terminal, highlight=False)
-        if cost:
-            out.print(f"Cost: {escape(cost)}", soft_wrap=not out.is_terminal, highlight=False)
+        for heading, text in (("May I switch?", switch), ("Cost:", cost)):
+            if text:
+                out.print(f"{heading} {escape(text)}", soft_wrap=not out.is_terminal, highlight=False)
         if figures.get("notice"):
             out.print(f"[dim]{escape(figures['notice'])}[/dim]", soft_wrap=not out.is_terminal)
         page = _get_page(home, folder, student)
         out.print(f"Report: {page}", soft_wrap=True)
-        verdicts[student] = figures["verdict"] | {"lead": lead, "cost": cost, "report": str(page)}
+        verdicts[student] = figures["verdict"] | {"lead": lead, "switch": switch, "cost": cost, "report": str(page)}
         verdicts[student] |= {"distillation": figures.get("distillation")}
     spec, kind = folder.task.evaluation, get_kind(folder.task)
     best = find_best_student(reports_folder, board, list(reports), spec, kind)

@@ -103,6 +103,11 @@ class StudentSpec(ConfigModel):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=5e-4, description="highest learning rate; it falls linearly to 0"
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="learning rate of each layer as a share of that of the layer above it; the head has "
+        "`learning_rate` (Howard and Ruder 2018); 1: one rate for all layers",
+    )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="share of the steps in which the learning rate rises"
     )

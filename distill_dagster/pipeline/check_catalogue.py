@@ -10,7 +10,7 @@ from distill_dagster.core.checks import CheckSpec
 from distill_dagster.release.gate import GATE_CHECKS
 from distill_dagster.release.types import EXPORTS_CHECK
 from distill_dagster.student.token_counts import ROWS_WHOLE_CHECK
-from distill_dagster.student.training_check import LOSS_FELL_CHECK
+from distill_dagster.student.training_check import LOSS_FELL_CHECK, ROWS_FIT_CHECK
 from distill_dagster.teacher.providers.terms import TERMS_CHECK, TERMS_KNOWN_CHECK
 
 VALID_TABLE_CHECK = CheckSpec(
@@ -84,12 +84,12 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     ),
     "replay_rows": (VALID_TABLE_CHECK,),
     "seed_only_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
-    "assistant_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
+    "assistant_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK, ROWS_FIT_CHECK),
     "assistant_labels": (
         VALID_TABLE_CHECK,
         CheckSpec("all_answered", "The answer of the assistant to every prompt of the dataset can be read."),
     ),
-    "student_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
+    "student_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK, ROWS_FIT_CHECK),
     "slice_label_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
     "predictions": (
         VALID_TABLE_CHECK,

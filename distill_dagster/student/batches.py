@@ -82,3 +82,7 @@ class MicroBatches:
     def _has_room(self, rows: int, longest: int) -> bool:
         fits_rows = self.rows is None or rows <= self.rows
         return fits_rows and (self.tokens is None or rows * longest <= self.tokens)
+
+
+WHOLE_STEP = MicroBatches(rows=None)
+"""All rows of a step are computed at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class CausalModel:
         self.tokenizer = self.base.tokenizer
         generation = getattr(self.model, "generation_config", None)
         self.renderer = prompts.make_renderer(spec, settings, self.tokenizer, generation)
+        loading.remove_generation_settings(self.model)
         self.end = self.renderer.end
         self.frozen: FrozenLayers | None = None
 
@@ -175,9 +176,9 @@ class CausalModel:
         else:
             logits = head(hidden.to(head.weight.dtype)).float()
             logits = logits if tokens is None else logits[:, list(tokens)]
-        # Cohere, Granite and Gemma scale or cap the logits after their heads.
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+        # Cohere, Granite and Gemma scale or cap the logits after their heads. Each step copies the whole vocabulary.
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        logits = logits if scale == 1 else logits * scale
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -214,6 +215,7 @@ class CausalStudent(LabelPredictions, CausalModel):
             label = self.labels.index(row.answer_label)
             ids = start.ids + list(self.trie.paths[label][:-1])
             item = {"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight}
+            item["temperature"] = losses.get_row_temperature(row, self.temperature)
             items.append(item | {"target": len(self.trie.paths[label]), "prompt_cut": start.is_cut})
         if self.rationales is not None:
             self.rationales.add_targets(items, rows)
@@ -233,12 +235,16 @@ class CausalStudent(LabelPredictions, CausalModel):
 
         paths = [self.trie.paths[item["label"]] for item in items]
         answers = torch.full((len(items), max(map(len, paths))), losses.IGNORE_INDEX)
-        for row, path in enumerate(paths):
+        forced = torch.zeros(answers.shape)
+        for row, (path, item) in enumerate(zip(paths, items, strict=True)):
             answers[row, -len(path) :] = torch.tensor(path)
+            forced[row, -len(path) :] = torch.tensor(self.trie.find_forced(item["label"]))
         return self._build_inputs([item["ids"] for item in items]) | {
             "answers": answers,
+            "forced": forced,
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
+            "temperature": torch.tensor([item["temperature"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
             **(self.rationales.collate(items) if self.rationales is not None else {}),
             **losses.collate_teacher(items),
@@ -249,6 +255,7 @@ class CausalStudent(LabelPredictions, CausalModel):
 
         `answer` is (1 - weight) * the negative log-likelihood of the row's label over the whole vocabulary, where
         `weight` is that of the teacher's probabilities, of labels or of tokens.
+        `label_tokens` is there if soft_weight is 1: see `_compute_label_token_loss`.
         `soft_label` is soft_weight * the soft loss at the branches on the path of that label. By the chain rule, the
         divergence of two distributions over labels is the sum of their divergences at all branches. Each is weighted by
         the teacher's probability of reaching the branch. Branches off the path are left out: they need more forward
@@ -265,6 +272,8 @@ class CausalStudent(LabelPredictions, CausalModel):
         parts = {"answer": (1 - share) * hard.sum(1)} if share < 1 else {}
         if self.soft_weight > 0:
             parts["soft_label"] = self.soft_weight * self._compute_soft_loss(logits, batch)
+        if self.soft_weight == 1:
+            parts["label_tokens"] = self._compute_label_token_loss(logits, hard, batch)
         if self.objective.kind == "token_kd":
             is_answer = answers != losses.IGNORE_INDEX
             divergence = losses.compute_teacher_loss(self.objective, logits[is_answer], batch)
@@ -286,20 +295,42 @@ class CausalStudent(LabelPredictions, CausalModel):
     def _compute_soft_loss(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         import torch
 
-        columns, labels = logits.shape[1], batch["label"].tolist()
-        total = torch.zeros(len(labels), device=logits.device)
-        for index, branch in enumerate(self.trie.branches):
-            members = {label for group in branch.labels for label in group}
-            rows = [row for row, label in enumerate(labels) if label in members]
-            if not rows:
-                continue
-            column = [columns - len(self.trie.paths[labels[row]]) + len(branch.prefix) for row in rows]
-            student_logits = logits[rows, column][:, list(branch.children)]
+        total = torch.zeros(len(logits), device=logits.device)
+        for index, rows, columns in self._find_branches(logits, batch):
+            student_logits = logits[rows, columns][:, list(self.trie.branches[index].children)]
             child_probs = self.trie.sum_by_child(batch["soft"][rows], index)
             reach_prob = child_probs.sum(1)
             target = child_probs / reach_prob.clamp(min=1e-12)[:, None]
-            loss = losses.compute_soft_loss(student_logits, target, self.temperature)
+            loss = losses.compute_soft_loss(student_logits, target, batch["temperature"][rows])
             total = total.index_add(0, torch.tensor(rows, device=total.device), reach_prob * loss)
+        return total
+
+    def _find_branches(self, logits: torch.Tensor, batch: dict[str, Any]) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Each branch on the path of a row's label: its number, those rows, and the column before it of each row."""
+        labels = batch["label"].tolist()
+        for index, branch in enumerate(self.trie.branches):
+            members = {label for group in branch.labels for label in group}
+            rows = [row for row, label in enumerate(labels) if label in members]
+            columns = [logits.shape[1] - len(self.trie.paths[labels[row]]) + len(branch.prefix) for row in rows]
+            if rows:
+                yield index, rows, columns
+
+    def _compute_label_token_loss(
+        self, logits: torch.Tensor, hard: torch.Tensor, batch: dict[str, Any]
+    ) -> torch.Tensor:
+        """Negative log-likelihood that each token on the path of a row's label is one of a label's, shape (rows,).
+
+        The soft loss alone compares labels with each other. A program that lets the student write then need not get a
+        label, nor an end.
+
+        Args:
+            hard: the negative log-likelihood of each token on the path, shape (rows, columns).
+        """
+        total = (hard * batch["forced"]).sum(1)
+        for index, rows, columns in self._find_branches(logits, batch):
+            found = logits[rows, columns]
+            children = found[:, list(self.trie.branches[index].children)]
+            total[rows] = total[rows] + found.logsumexp(-1) - children.logsumexp(-1)
         return total
 
     def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:

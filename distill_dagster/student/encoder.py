@@ -216,6 +216,7 @@ class EncoderStudent(LabelPredictions):
                 "length": len(ids),
                 "label": self.labels.index(row.answer_label),
                 "soft": target,
+                "temperature": losses.get_row_temperature(row, self.temperature),
                 "weight": row.weight,
                 "prompt_cut": len(whole) > most,
             }
@@ -229,6 +230,7 @@ class EncoderStudent(LabelPredictions):
         return self._build_inputs([item["ids"] for item in items]) | {
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
+            "temperature": torch.tensor([item["temperature"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
         }
 
@@ -267,7 +269,7 @@ class EncoderStudent(LabelPredictions):
         logits = self.model["head"](mean_pool(found.last_hidden_state, batch["attention_mask"]))
         weight, parts = self.soft_weight, {}
         if weight > 0:
-            parts["soft_label"] = weight * losses.compute_soft_loss(logits, batch["soft"], self.temperature)
+            parts["soft_label"] = weight * losses.compute_soft_loss(logits, batch["soft"], batch["temperature"])
         if weight < 1:
             hard = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
             parts["answer"] = (1 - weight) * hard

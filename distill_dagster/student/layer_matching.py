@@ -55,6 +55,7 @@ class LayerMatcher:
                 )
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # the others do not return attention
+            _remove_attention_dropout(student)  # attention is returned after dropout, which the teacher does not have
         elif widths[0] != widths[1]:
             layers = {str(layer): torch.nn.Linear(widths[0], widths[1]) for layer in self.pairs}
             self.projection = torch.nn.ModuleDict(layers).to(teacher.device)
@@ -101,6 +102,18 @@ class LayerMatcher:
         return divergence.mean(1)
 
 
+def _remove_attention_dropout(model: Any) -> None:
+    import torch
+
+    for module in model.modules():
+        if "Attention" not in type(module).__name__:
+            continue
+        if isinstance(getattr(module, "dropout", None), torch.nn.Dropout):
+            module.dropout.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def build_layer_matcher(
     spec: StudentSpec,
     objective: HiddenStateObjectiveSpec | AttentionObjectiveSpec,
@@ -117,6 +130,8 @@ def build_layer_matcher(
         DistillError: the two read different tokens, or their layers cannot be matched.
         ModelError: the model cannot be found or loaded.
     """
+    import torch
+
     deep, folder = assistant or (spec.model_copy(update={"shrink": None}), None)
     found = deep if folder is None else loading.find_trained_base(deep, folder)
     base = loading.load_base(found, models_folder, "AutoModel")
@@ -128,6 +143,7 @@ def build_layer_matcher(
     teacher = base.model
     if folder is not None:
         teacher = loading.attach_adapter(teacher, deep, folder, merge=deep.quantization == "none")
+    torch.manual_seed(spec.seed)  # of the projection's first weights
     return LayerMatcher(objective, student.model, teacher)
 
 

@@ -85,7 +85,7 @@ def _has_bfloat16() -> bool:
 
     if choose_device() == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
@@ -149,6 +149,19 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
     weight_bytes = models.measure_weight_bytes(resolved) if spec.shrink is None else None
     weight_bytes = weight_bytes or in_memory
     return LoadedBase(model.eval(), tokenizer, weight_bytes, parameters, resolved.sha256)
+
+
+def remove_generation_settings(model: Any) -> None:
+    """Leave of a base's settings for generation its special tokens only.
+
+    Its temperature or penalty for repetition were chosen for a chat, and would change what a student writes.
+    """
+    from transformers import GenerationConfig
+
+    before = getattr(model, "generation_config", None)
+    if before is not None:
+        tokens = {name: getattr(before, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**tokens)
 
 
 def build_nf4_options(dtype: Any) -> dict[str, Any]:

@@ -97,13 +97,26 @@ def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature:
     return (probs / probs.sum(1, keepdim=True)).float()
 
 
-def compute_soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+def get_row_temperature(row: TrainRow, temperature: float) -> float:
+    """The temperature of a row: 1 without probabilities, since a label alone cannot be softened.
+
+    With T > 1 its cross-entropy would ask for logits that are T times as large.
+    """
+    return temperature if row.soft else 1.0
+
+
+def compute_soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """T^2 * KL(target || softmax(logits / T)) for each row; T^2 keeps the size of the gradients.
 
-    `target` already has this temperature. If it is one-hot and T is 1, this is the cross-entropy. Rows of zeros (a
-    branch that the teacher never reaches) give 0.
+    If the target is one-hot and T is 1, this is the cross-entropy. Rows of zeros (a branch that the teacher never
+    reaches) give 0.
+
+    Args:
+        target: distributions that already have this temperature.
+        temperature: of all rows, or one for each row, shape (rows,).
     """
     import torch
 
-    log_q = (logits.float() / temperature).log_softmax(-1)
-    return temperature**2 * (torch.xlogy(target, target) - target * log_q).sum(-1)
+    by_row = torch.as_tensor(temperature, device=logits.device, dtype=torch.float32)
+    log_q = (logits.float() / by_row.unsqueeze(-1)).log_softmax(-1)
+    return by_row**2 * (torch.xlogy(target, target) - target * log_q).sum(-1)

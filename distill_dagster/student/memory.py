@@ -13,19 +13,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.config import StudentSpec
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import format_bytes
 from distill_dagster.core.memory import Memory, measure_memory
 from distill_dagster.student import loading
-from distill_dagster.student.batches import Item, MicroBatches
+from distill_dagster.student.batches import WHOLE_STEP, Item, MicroBatches
 from distill_dagster.student.shrinking import remove_layers
 from distill_dagster.student.training_mode import set_training
 
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.config import StudentSpec
     from distill_dagster.student.train import Student
 
 NF4_BYTES = 0.52
@@ -84,6 +84,31 @@ def check_model_fits(spec: StudentSpec, models_folder: Path, memory: Memory | No
         f"{format_bytes(memory.total)} are free{f' for each of {ranks} processes' if ranks > 1 else ''}. "
         + (f"Use one of these: {', '.join(fitting)}." if fitting else "Use a smaller model.")
     )
+
+
+def check_teacher_fits(
+    name: str, revision: str | None, dtype: str, models_folder: Path, memory: Memory | None = None
+) -> None:
+    """Check that the weights of a local teacher fit next to a loaded student, without loading them.
+
+    Args:
+        name: a packaged name, a folder or a hub id.
+        dtype: the number format that it will have, as a student's `dtype`.
+        memory: by default that of this machine.
+
+    Raises:
+        DistillError: they do not fit.
+        ModelError: the model's config cannot be found.
+    """
+    memory = memory or measure_training_memory()
+    spec = StudentSpec(model=name, revision=revision, architecture="causal_lm")
+    weights = sum(parameter.numel() for parameter in build_skeleton(spec, models_folder).parameters())
+    needed = weights * loading.get_torch_dtype(dtype).itemsize
+    if needed > SHARE_OF_FREE * memory.free:
+        raise DistillError(
+            f"The teacher {name} needs about {format_bytes(needed)} next to the student, and "
+            f"{format_bytes(memory.free)} of {format_bytes(memory.total)} are free. Use a smaller teacher."
+        )
 
 
 def _count_sharing(ranks: int) -> int:
@@ -209,7 +234,7 @@ def choose_micro_batches(
         return saved
     planned = min(free, SHARE_OF_MEMORY * memory.total / sharing)
     if fixed + rows * row <= planned:
-        return MicroBatches(rows=None)
+        return WHOLE_STEP
     return MicroBatches(rows=None, tokens=max(1, int((planned - fixed) // row)) * longest["length"])
 
 

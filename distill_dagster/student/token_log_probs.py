@@ -22,6 +22,7 @@ from distill_dagster.core import files, models, progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.student import loading
+from distill_dagster.student.memory import check_teacher_fits
 from distill_dagster.student.ranks import is_first_rank, wait_for_ranks
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def find_teacher_model(
         changed = {"model": objective.teacher, "revision": revision, "prompt": "plain"}
         changed |= {"method": "lora", "quantization": "none", "shrink": None}
         spec = student.spec.model_copy(update=changed)
+        check_teacher_fits(spec.model, revision, spec.dtype, models_folder)
         identity = hash_content([resolved.sha256 or f"{resolved.hub_id}@{revision}", _name_dtype(spec.dtype)])
         return TeacherModel(
             objective.teacher, identity, False, lambda: type(student)(spec, labels, student.settings, models_folder)

@@ -16,14 +16,16 @@ from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_folder
 from distill_dagster.core.processes import measure_peak_mb
+from distill_dagster.kinds.base import REASONING_MARK
 from distill_dagster.student import loading
-from distill_dagster.student.batches import Item, LengthBatchSampler
+from distill_dagster.student.batches import Item, LengthBatchSampler, MicroBatches
 from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.checkpoints import Checkpoints, compute_training_key, get_step, read_micro_batches
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.memory import check_model_fits, choose_micro_batches
+from distill_dagster.student.phases.on_policy import check_teacher
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import require_trl
 from distill_dagster.student.ranks import (
@@ -140,6 +142,7 @@ def train_adapter(
     loading.load_libraries()
     check_model_fits(spec, models_folder, ranks=get_world_size())
     wait_for_ranks()  # no rank loads its model before all have measured the free memory
+    _forget_peak()
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
     log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
@@ -148,7 +151,12 @@ def train_adapter(
     if isinstance(student, FreeTextStudent):
         rows, log.rows_without_target = leave_out_empty_targets(rows)
         validation, _ = leave_out_empty_targets(validation, needs_rows=False)
-    log.rows = len(rows)
+        if student.writes_reasoning:
+            log.rows_without_reasoning = sum(not (row.target or "").startswith(REASONING_MARK) for row in rows)
+    log.rows, log.rows_with_soft_labels = len(rows), sum(bool(row.soft) for row in rows)
+    if log.long_reasoning:
+        learned = {row.prompt_id for row in rows}
+        pairs = [pair for pair in pairs if pair.kept.prompt_id in learned]
     if isinstance(student, EncoderStudent):
         student.match_layers(models_folder, assistant)
         start = time.perf_counter()
@@ -171,11 +179,14 @@ def train_adapter(
     elif assistant is not None:
         taught_by = hash_folder(assistant[1])
     saved = _open_checkpoints(work, student, labels, rows, validation, log.epochs, taught_by)
-    _fit(student, items, validation, log, saved, what, on_validation)
+    for phase in spec.then:
+        if phase.kind == "on_policy" and not isinstance(student, EncoderStudent):
+            check_teacher(student, phase, models_folder)
+    micro_batches = _fit(student, items, validation, log, saved, what, on_validation)
     if spec.then:
         assert not isinstance(student, EncoderStudent), "an encoder has no phases, see config.phases.check_phase"
         measure = partial(compute_validation_scores, student, validation) if validation else dict
-        log.phases = run_phases(student, rows, pairs, models_folder, measure, what)
+        log.phases = run_phases(student, rows, pairs, models_folder, measure, what, micro_batches)
     wait_for_ranks()
     if is_first_rank():
         _save_student(student, labels, log, out)
@@ -228,8 +239,11 @@ def _fit(
     saved: Checkpoints | None,
     what: str,
     on_validation: ValidationListener | None,
-) -> None:
-    """Train the student's weights on encoded rows, from the latest of the saved checkpoints on, and fill the log."""
+) -> MicroBatches:
+    """Train the student's weights on encoded rows, from the latest of the saved checkpoints on, and fill the log.
+
+    Returns how its steps were cut into what is computed at once.
+    """
     from distill_dagster.student.trainer import StudentTrainer, build_arguments
     from distill_dagster.student.training_logs import build_log_callbacks
     from distill_dagster.student.training_watcher import TrainingWatcher
@@ -284,6 +298,15 @@ def _fit(
     log.tokens = sum(item["length"] for item in items) * log.epochs
     log.tokens_per_s = round(log.tokens / log.seconds, 1)
     log.peak_mb = round(_measure_peak_mb(), 1)
+    return micro_batches
+
+
+def _forget_peak() -> None:
+    """Let the peak of a GPU's memory be that of what follows, not of an earlier training in this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _measure_peak_mb() -> float:

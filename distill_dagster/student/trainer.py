@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 
 from distill_dagster.student import checkpoints, loading
 from distill_dagster.student.batches import Item, LengthBatchSampler, MicroBatches
+from distill_dagster.student.layer_rates import build_layer_groups
 from distill_dagster.student.types import TrainRow
 from distill_dagster.student.validation import compute_validation_scores
 
@@ -68,6 +69,16 @@ class StudentTrainer(transformers.Trainer):
 
     def _cut_step(self, items: list[Item]) -> list[Batch]:
         return [self.student.collate(part) for part in self.micro_batches.cut(items)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of `transformers.Trainer`, with a rate of its own for each layer if the spec has a decay."""
+        spec = self.student.spec
+        if getattr(self, "optimizer", None) is None and spec.layer_decay < 1:
+            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+            groups = build_layer_groups(self.student.base.model, trained, spec.learning_rate, spec.layer_decay)
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer(groups, **settings)
+        return super().create_optimizer(model)
 
     def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of one optimizer step. Return its loss: the weighted mean over the rows of all ranks."""

@@ -157,7 +157,9 @@ class TrainingLog:
     `long_reasoning` counts the rows whose reasoning is longer than the objective's `max_reasoning_tokens`.
     `prompt` is how a causal student is asked: "chat" or "plain". `target_tokens` (tokens with loss in one epoch),
     `prompts_cut` and `targets_cut` are those of `token_counts.TokenCounts`. `rows_without_target` have an empty answer
-    and are left out. `padding_share` is the share of padding in the tokens of one epoch.
+    and are left out. `rows_with_soft_labels` have the teacher's probabilities of labels; None in a log of before they
+    were counted. `rows_without_reasoning` teach an answer behind another prompt than a student that writes its
+    reasoning first is asked with. `padding_share` is the share of padding in the tokens of one epoch.
     `micro_batch` is what was computed at once at most: "whole step", a number of rows or of tokens with padding.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes.
@@ -185,6 +187,8 @@ class TrainingLog:
     prompts_cut: int = 0
     targets_cut: int = 0
     rows_without_target: int = 0
+    rows_with_soft_labels: int | None = None
+    rows_without_reasoning: int = 0
     padding_share: float = 0.0
     micro_batch: str = ""
     long_reasoning: int = 0

@@ -111,6 +111,10 @@ def test_a_leaderboard_has_the_teacher_once_and_a_verdict_for_each_student(home:
     assert [line.split("│")[1].strip() for line in lines if line.startswith("distilled")] == [STUDENT, "other"]
     assert "tiny: Distilling pays: the student answers 90 of 100 right" in done.stdout
     assert "other: The test is too small to tell" in done.stdout
+    assert (
+        "\nMay I switch? Probably not for everything: the student seems to be more than 5 points below" in done.stdout
+    )
+    assert "\nMay I switch? Not for everything: the student is more than 5 points below the teacher" in done.stdout
     assert "Of the students tiny scores highest; other is clearly behind (+35.0 [" in done.stdout
     one = _leaderboard(home, "--student", STUDENT)
     assert "other" not in one.stdout

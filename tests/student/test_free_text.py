@@ -21,6 +21,7 @@ from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from distill_dagster.tables.schemas import DATASET, build_frame
 from tests.support.kinds import build_task
+from tests.support.tiny_model import write_tiny_model
 
 SPEC = StudentSpec(
     model="smollm2-135m-instruct",
@@ -87,6 +88,30 @@ def test_only_the_target_is_learned(models_folder: Path) -> None:
     cut = student.encode([TrainRow("x", StudentPrompt.from_text("t"), "a", target="word " * 100)])[0]
     assert cut["target"] == SPEC.answer_tokens
     assert cut["ids"][-1] != student.end, "a cut target has no end token"
+
+
+def test_a_penalty_of_the_base_does_not_change_what_is_written(tmp_path: Path) -> None:
+    """Settings for a chat, such as a penalty for repetition, would make figures and served answers differ."""
+    import torch
+    import transformers
+
+    folder = write_tiny_model(tmp_path / "model", size=32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    written, raw = [], []
+    for penalty in (1.0, 1.3):
+        model.generation_config.repetition_penalty = penalty
+        model.save_pretrained(folder)
+        spec = StudentSpec(model=str(folder), architecture="causal_lm", prompt="plain", answer_tokens=24)
+        student = FreeTextStudent(spec, [], TaskSettings("Problem"), tmp_path)
+        assert student.model.generation_config.eos_token_id == model.generation_config.eos_token_id
+        written.append([one.text for one in student.write_answers([row(2, 3).prompt, row(4, 4).prompt])])
+        ids = torch.tensor([student.renderer.encode_prompts([row(2, 3).prompt], student.cue)[0].ids])
+        raw.append(model.generate(ids, max_new_tokens=24, do_sample=False)[0].tolist())
+    assert raw[0] != raw[1], "the penalty matters to this model"
+    assert written[0] == written[1]
 
 
 def test_saved_settings_are_those_of_the_prompt(trained: tuple[Path, TrainingLog]) -> None:

@@ -119,6 +119,33 @@ def test_equal_layers_differ_by_nothing(kind: str, encoders: dict[str, Path]) ->
     assert measure_difference(make_spec(encoders["deep"], objective), kind, None) > 0.01
 
 
+def test_attention_is_compared_without_dropout(encoders: dict[str, Path], tmp_path: Path) -> None:
+    """A model returns its attention after dropout. Equal layers must be equal in training too."""
+    model = transformers.AutoModel.from_pretrained(encoders["deep"])
+    model.config.attention_probs_dropout_prob = 0.1
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(encoders["deep"]).save_pretrained(tmp_path)
+    student = EncoderStudent(make_spec(tmp_path, {"kind": "attention", "layers": {1: 1}}), LABELS, SETTINGS, Path())
+    dropped = student.model["encoder"].encoder.layer[0].attention.self.dropout
+    assert dropped.p == 0.1
+    student.match_layers(Path(), None)
+    student.model.train()
+    loss = student.compute_loss(student.collate(student.encode(ROWS)))["attention"]
+    assert float(loss.detach().abs().max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_projection_depends_on_the_seed_alone(encoders: dict[str, Path], tmp_path: Path) -> None:
+    wide = make_spec(encoders["wide"], "answer", layers=None, epochs=1)
+    train(wide, tmp_path / "wide")
+    found = []
+    for seed in (1, 1, 2):
+        torch.rand(len(found) + 1)  # what came before in the process
+        narrow = make_spec(encoders["deep"], "hidden_state", layers=None, epochs=1, method="full", seed=seed)
+        log = train(narrow, tmp_path / f"{len(found)}", (wide, tmp_path / "wide"))
+        found.append([loss for _, loss in log.loss_parts["hidden_state"]])
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_student_imitates_a_wider_trained_one_through_a_projection(encoders: dict[str, Path], tmp_path: Path) -> None:
     wide = make_spec(encoders["wide"], "answer", layers=None)
     train(wide, tmp_path / "wide")

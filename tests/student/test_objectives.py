@@ -91,6 +91,21 @@ def test_multitask_learns_the_answer_and_the_reasoning(labels: list[LabelSpec], 
     assert right >= 0.8 * len(HELD)
 
 
+def test_reasoning_is_learned_and_leads_to_the_answer(tiny: Path, tmp_path: Path) -> None:
+    """Of words that were not taught. A row without reasoning is counted: it teaches behind another prompt."""
+    spec = make_spec(tiny, "reasoning")
+
+    def write(row: TrainRow) -> TrainRow:
+        return replace(row, target=f"Reasoning: {row.reasoning}\nAnswer: {row.answer_label}")
+
+    rows = [*map(write, TRAIN[1:]), TRAIN[0]]
+    log = train_adapter(spec, [], SETTINGS, rows, [], tmp_path, tmp_path)
+    assert log.rows_without_reasoning == 1
+    found = load_predictor(spec, [], SETTINGS, tmp_path, tmp_path).predict([row.prompt for row in HELD])
+    right = [one.raw_text == write(row).target for one, row in zip(found, HELD, strict=True)]
+    assert sum(right) >= 0.8 * len(HELD)
+
+
 @pytest.mark.parametrize("labels", [LABELS, []], ids=["labels", "written answers"])
 def test_multitask_adds_the_weighted_loss_of_the_reasoning(labels: list[LabelSpec], tiny: Path, tmp_path: Path) -> None:
     def compute(objective: Any, rows: list[TrainRow]) -> dict[str, list[float]]:

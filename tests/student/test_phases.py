@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.memory import Memory
+from distill_dagster.student import memory, train
 from distill_dagster.student.causal import CausalModel
 from distill_dagster.student.loading import use_one_gpu
 from distill_dagster.student.phases.encoding import encode_row
+from distill_dagster.student.phases.on_policy import load_teacher
 from distill_dagster.student.phases.preference import encode_pairs, select_pairs
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import train_phase
@@ -52,10 +56,8 @@ PAIRS = [PreferencePair(row(word, "1"), row(word, "0")) for word in LEARNED]
 
 
 def spec(model: Path, phase: dict[str, Any], **changes: Any) -> StudentSpec:
-    settings: dict[str, Any] = {"lora": LoraSpec(rank=8), "patience": None, "epochs": 1} | changes
-    return StudentSpec(
-        model=str(model), architecture="causal_lm", max_tokens=48, answer_tokens=8, then=[phase], **settings
-    )
+    settings: dict[str, Any] = {"lora": LoraSpec(rank=8), "patience": None, "epochs": 1, "answer_tokens": 8} | changes
+    return StudentSpec(model=str(model), architecture="causal_lm", max_tokens=48, then=[phase], **settings)
 
 
 def load(student: StudentSpec, folder: Path) -> CausalModel:
@@ -190,6 +192,89 @@ def test_a_teacher_of_another_vocabulary_is_refused(undecided: Path, tmp_path: P
     student = load(spec(undecided, {"kind": "on_policy", "teacher": str(other)}), tmp_path)
     with pytest.raises(DistillError, match=r"has another vocabulary than .*undecided"):
         run_phases(student, ROWS, [], tmp_path, dict, "test")
+
+
+def test_a_teacher_that_cannot_teach_is_found_before_the_training(
+    undecided: Path, decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_tiny_model(tmp_path / "other", characters="abc")
+    for teacher, message in ((other, "has another vocabulary"), (decided, r"needs about .* next to the student")):
+        if teacher == decided:
+            monkeypatch.setattr(memory, "measure_training_memory", lambda: Memory(10**9, 10**4))
+            monkeypatch.setattr(train, "check_model_fits", lambda *_, **__: None)
+        student = spec(undecided, {"kind": "on_policy", "teacher": str(teacher)})
+        listened: list[int] = []
+        with pytest.raises(DistillError, match=message):
+            train_adapter(
+                student,
+                [],
+                SETTINGS,
+                ROWS,
+                HELD_ROWS,
+                tmp_path / "out",
+                tmp_path,
+                on_validation=lambda epoch, _, seen=listened: seen.append(epoch),
+            )
+        assert not listened, "nothing was trained"
+
+
+def test_a_teacher_may_have_more_padding_in_its_vocabulary(undecided: Path, decided: Path, tmp_path: Path) -> None:
+    """Models of one family round the size of one vocabulary up to different numbers."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(decided)
+    size = model.config.vocab_size
+    model.resize_token_embeddings(size + 8, mean_resizing=False)
+    model.save_pretrained(tmp_path / "padded")
+    transformers.AutoTokenizer.from_pretrained(decided).save_pretrained(tmp_path / "padded")
+    phase = {"kind": "on_policy", "teacher": str(tmp_path / "padded"), "max_tokens": 6, "epochs": 1}
+    student = load(spec(undecided, phase), tmp_path)
+    teacher = load_teacher(student, student.spec.then[0], tmp_path)
+    assert (teacher.config.vocab_size, teacher.get_output_embeddings().weight.shape[0]) == (size, size)
+    [log] = run_phases(student, ROWS, [], tmp_path, dict, "test")
+    assert log.steps > 0
+    smaller = load(spec(tmp_path / "padded", phase | {"teacher": str(decided)}), tmp_path)
+    with pytest.raises(DistillError, match="has another vocabulary"):
+        load_teacher(smaller, smaller.spec.then[0], tmp_path)
+
+
+def test_a_phase_computes_as_few_pairs_at_once_as_the_training(undecided: Path, tmp_path: Path) -> None:
+    """Eight pairs at once and four times two give the same losses, and the second never computes more than two."""
+    phase = {"kind": "preference", "batch_size": 8, "epochs": 2, "learning_rate": 1e-3}
+    found = {}
+    for size in ("auto", 2):
+        student = spec(undecided, phase, micro_batch_size=size)
+        log = train_adapter(student, [], SETTINGS, ROWS, HELD_ROWS, tmp_path / str(size), tmp_path, pairs=PAIRS)
+        found[size] = [loss for _, loss in log.phases[0].losses]
+    assert found[2] == pytest.approx(found["auto"], abs=1e-4)
+    rows = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}] * 12
+    student = load(spec(undecided, phase), tmp_path)
+    given: list[dict[str, Any]] = []
+
+    def build_trainer(settings: dict[str, Any], _: Any) -> Any:
+        given.append(settings)
+        raise DistillError("seen")
+
+    for most in (None, 100, 3, 1):
+        with pytest.raises(DistillError, match="seen"):
+            train_phase(student, student.spec.then[0], rows, build_trainer, PhaseLog("preference"), "test", most)
+    steps = [(one["per_device_train_batch_size"], one["gradient_accumulation_steps"]) for one in given]
+    assert steps == [(8, 1), (8, 1), (2, 4), (1, 8)]
+
+
+def test_pairs_of_rows_with_long_reasoning_are_left_out(undecided: Path, tmp_path: Path) -> None:
+    phase = {"kind": "preference", "epochs": 1, "batch_size": 4}
+    student = spec(undecided, phase, objective={"kind": "reasoning", "max_reasoning_tokens": 4}, answer_tokens=40)
+
+    def reason(one: TrainRow, why: str) -> TrainRow:
+        return replace(one, reasoning=why, target=f"Reasoning: {why}\nAnswer: {one.answer_label}")
+
+    rows = [reason(one, "so" if number % 2 else "a long story") for number, one in enumerate(ROWS)]
+    pairs = [PreferencePair(one, replace(one, target=f"Reasoning: no\nAnswer: {one.answer_label}9")) for one in rows]
+    settings = replace(SETTINGS, reasoning=True)
+    log = train_adapter(student, [], settings, rows, [], tmp_path / "out", tmp_path, pairs=pairs)
+    assert (log.rows, log.long_reasoning) == (len(ROWS) // 2, len(ROWS) // 2)
+    assert log.phases[0].rows == len(ROWS) // 2
 
 
 def test_a_missing_package_is_named_before_training(

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.config.objective import SHORT_FORMS
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError, ModelError
 from distill_dagster.student.causal import CausalStudent
-from distill_dagster.student.losses import sum_parts
+from distill_dagster.student.losses import build_soft_targets, compute_soft_loss, get_row_temperature, sum_parts
 from distill_dagster.student.predict import build_centroid_predictor, load_predictor
 from distill_dagster.student.prompts import PlainRenderer
 from distill_dagster.student.sentences import embed_sentences
@@ -192,8 +193,56 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
         torch.testing.assert_close(student.trie.compute_log_probs(logits)[0], found[row], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("architecture", "temperature"), [("encoder", 1.0), ("encoder", 2.0), ("causal_lm", 2.0)])
+def test_a_student_learns_probabilities_and_not_labels_that_contradict_them(
+    architecture: str, temperature: float, models_folder: Path, tmp_path: Path
+) -> None:
+    """The label of every row is wrong and its probabilities are right. Only texts that were not taught are asked."""
+    names = {"red": "account closed", "blue": "account access"}  # labels that share their first token
+    labels = [LabelSpec(name=names[label.name], description=label.description) for label in LABELS]
+
+    def rename(row: TrainRow, wrong: bool) -> TrainRow:
+        other = next(name for name in names if name != row.answer_label)
+        soft = {names[label]: prob for label, prob in row.soft.items()}
+        return replace(row, answer_label=names[other if wrong else row.answer_label], soft=soft)
+
+    base = MINILM if architecture == "encoder" else SMOLLM2
+    objective = {"kind": "soft_label", "weight": 1.0, "temperature": temperature}
+    spec = StudentSpec.model_validate(
+        base.model_dump(exclude=set(SHORT_FORMS) | {"objective"}) | {"objective": objective, "patience": None}
+    )
+    wrong = [rename(row, True) for row in ROWS]
+    log = train_adapter(spec, labels, SETTINGS, wrong, [], tmp_path / "out", models_folder, epochs=8)
+    assert set(log.loss_parts) == ({"soft_label"} if architecture == "encoder" else {"soft_label", "label_tokens"})
+    assert log.rows_with_soft_labels == len(ROWS)
+    held = [rename(row, False) for row in HELD]
+    predictor = load_predictor(spec, labels, SETTINGS, models_folder, tmp_path / "out")
+    found = predictor.predict([row.prompt for row in held])
+    right = [prediction.label == row.answer_label for prediction, row in zip(found, held, strict=True)]
+    assert sum(right) >= 0.8 * len(held)
+    if architecture == "causal_lm":  # a program that lets the student write gets an end
+        student = CausalStudent(spec, labels, SETTINGS, models_folder)
+        student.load_adapter(tmp_path / "out", merge=False)
+        [start] = student.renderer.encode_prompts([held[0].prompt])
+        ids = torch.tensor([start.ids])
+        written = student.model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert student.tokenizer.decode(written[:-1]).strip() in names.values()
+        assert written[-1] == student.end
+
+
+def test_a_label_without_probabilities_is_not_softened() -> None:
+    """At T = 2 the best logits of a one-hot target would be twice as far apart: it counts as at T = 1."""
+    rows = [TrainRow("a", StudentPrompt.from_text("a"), "red"), replace(ROWS[0], prompt_id="b")]
+    assert [get_row_temperature(row, 2.0) for row in rows] == [1.0, 2.0]
+    logits, targets = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), build_soft_targets(rows, ["red", "blue"], 2.0)
+    both = compute_soft_loss(logits, targets, torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(both[0], compute_soft_loss(logits[:1], targets[:1], 1.0)[0])
+    torch.testing.assert_close(both[1], compute_soft_loss(logits[1:], targets[1:], 2.0)[0])
+    torch.testing.assert_close(both[0], torch.nn.functional.cross_entropy(logits[:1], torch.tensor([0])))
+
+
 def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, tmp_path: Path) -> None:
-    """With one-hot soft labels the soft part is -log P(label); the hard part counts every token of the label."""
+    """The hard part counts every token of the label. So do the soft part, -log P(label), and that of any label."""
     labels = [LabelSpec(name=name, description="x") for name in ("account closed", "account access", "refund")]
     for soft_weight in (1.0, 0.0):
         spec = SMOLLM2.model_copy(update={"model": str(small_smollm2), "soft_weight": soft_weight})
@@ -207,15 +256,11 @@ def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, 
         with torch.no_grad():
             loss = sum_parts(student.compute_loss(student.collate(student.encode(rows))))
         for i, row in enumerate(rows):
-            if soft_weight:
-                expected = -student.compute_log_probs([row.prompt])[0, i]
-            else:
-                start = student.renderer.encode_prompts([row.prompt])[0].ids
-                path = student.trie.paths[i]
-                with torch.no_grad():
-                    logits = student.model(input_ids=torch.tensor([start + list(path)])).logits[0].log_softmax(-1)
-                expected = -sum(logits[len(start) - 1 + k, token] for k, token in enumerate(path))
-            torch.testing.assert_close(loss[i], expected, atol=1e-3, rtol=1e-3)
+            start, path = student.renderer.encode_prompts([row.prompt])[0].ids, student.trie.paths[i]
+            with torch.no_grad():
+                logits = student.model(input_ids=torch.tensor([start + list(path)])).logits[0].log_softmax(-1)
+            by_token = [-logits[len(start) - 1 + k, token] for k, token in enumerate(path)]
+            torch.testing.assert_close(loss[i], sum(by_token), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["encoder", "causal_lm"])

@@ -35,7 +35,7 @@ from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
 from distill_dagster.student.checkpoints import delete_checkpoints
 from distill_dagster.student.token_counts import check_rows_whole
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.training_check import check_loss_fell
+from distill_dagster.student.training_check import check_loss_fell, check_rows_fit_objective
 from distill_dagster.student.types import (
     TRAINING_LOG_FILE,
     PreferencePair,
@@ -314,6 +314,8 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "prompts_cut": log.prompts_cut,
         "targets_cut": log.targets_cut,
         "rows_without_target": log.rows_without_target,
+        **({"rows_with_soft_labels": log.rows_with_soft_labels} if log.rows_with_soft_labels is not None else {}),
+        **({"rows_without_reasoning": log.rows_without_reasoning} if log.rows_without_reasoning else {}),
         "padding_share": log.padding_share,
         "micro_batch": log.micro_batch,
         "dtype": log.dtype,
@@ -330,4 +332,7 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         check_loss_fell([loss for _, _, loss in log.losses]),
         check_rows_whole(log.rows, log.prompts_cut, log.targets_cut, log.rows_without_target),
     ]
+    if inputs.asset in ("assistant_adapter", "student_adapter"):  # the others learn what people wrote
+        found = log.rows_with_soft_labels, log.rows_without_reasoning
+        checks.append(check_rows_fit_objective(log.objective, log.rows, *found))
     return StageResult(record, shown, checks)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
+from distill_dagster.student.memory import check_teacher_fits
 from distill_dagster.student.phases.encoding import encode_row
 from distill_dagster.student.phases.trl_trainer import train_phase
 from distill_dagster.student.types import PhaseLog, TrainRow
 
 if TYPE_CHECKING:
     from distill_dagster.config.phases import OnPolicyPhaseSpec
+    from distill_dagster.student.batches import MicroBatches
     from distill_dagster.student.causal import CausalModel
 
 BETAS = {"forward_kl": 0.0, "jensen_shannon": 0.5, "reverse_kl": 1.0}
@@ -25,6 +27,7 @@ def train_on_own_samples(
     phase: OnPolicyPhaseSpec,
     rows: list[TrainRow],
     models_folder: Path,
+    micro_batches: MicroBatches,
     log: PhaseLog,
     what: str,
 ) -> None:
@@ -63,25 +66,51 @@ def train_on_own_samples(
         trainer.eos_token_ids = ends
         return trainer
 
-    train_phase(student, phase, [{"prompt": list(ids)} for ids in prompts], build_trainer, log, what)
+    longest = max(map(len, prompts)) + phase.max_tokens
+    rows_at_once = micro_batches.count_rows(longest, phase.batch_size)
+    train_phase(student, phase, [{"prompt": list(ids)} for ids in prompts], build_trainer, log, what, rows_at_once)
 
 
-def load_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> Any:
-    """Load the teacher of an on-policy phase in evaluation mode, in the number format that this machine computes in.
+def check_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> None:
+    """Check the teacher of an on-policy phase without loading its weights: call it before the objective is trained.
 
     Raises:
-        DistillError: it has another vocabulary than the student.
-        ModelError: it cannot be found or loaded.
+        DistillError: it has another vocabulary than the student, or does not fit in memory.
+        ModelError: it cannot be found.
     """
     import transformers
 
     resolved = models.resolve_model(phase.teacher, models_folder, phase.revision)
     tokenizer = models.load_pretrained(transformers.AutoTokenizer, phase.teacher, resolved)
-    if tokenizer.get_vocab() != student.tokenizer.get_vocab():
+    config = models.load_pretrained(transformers.AutoConfig, phase.teacher, resolved).get_text_config()
+    if tokenizer.get_vocab() != student.tokenizer.get_vocab() or config.vocab_size < _count_outputs(student.model):
         raise DistillError(
             f"`then`: the teacher {phase.teacher} has another vocabulary than {student.spec.model}, so their "
             f"probabilities cannot be compared. Use a teacher of the same family, or leave on_policy out."
         )
+    check_teacher_fits(phase.teacher, phase.revision, "auto", models_folder)
+
+
+def load_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> Any:
+    """Load the teacher of an on-policy phase in evaluation mode, in the number format that this machine computes in.
+
+    Outputs that the student does not have are removed. They are padding: models of one family round the size of their
+    vocabulary up to different numbers.
+
+    Raises:
+        DistillError: as `check_teacher`.
+        ModelError: it cannot be found or loaded.
+    """
+    import transformers
+
+    check_teacher(student, phase, models_folder)
+    resolved = models.resolve_model(phase.teacher, models_folder, phase.revision)
     dtype = loading.get_torch_dtype("auto")
     teacher = models.load_pretrained(transformers.AutoModelForCausalLM, phase.teacher, resolved, dtype=dtype)
+    if _count_outputs(teacher) > _count_outputs(student.model):
+        teacher.resize_token_embeddings(_count_outputs(student.model))
     return teacher.to(loading.choose_device()).eval().requires_grad_(False)
+
+
+def _count_outputs(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)

@@ -12,13 +12,19 @@ from distill_dagster.student.types import PhaseLog, PreferencePair
 
 if TYPE_CHECKING:
     from distill_dagster.config.phases import PreferencePhaseSpec
+    from distill_dagster.student.batches import MicroBatches
     from distill_dagster.student.causal import CausalModel
 
 METRICS = ("rewards/accuracies", "rewards/margins")
 
 
 def train_on_pairs(
-    student: CausalModel, phase: PreferencePhaseSpec, pairs: Sequence[PreferencePair], log: PhaseLog, what: str
+    student: CausalModel,
+    phase: PreferencePhaseSpec,
+    pairs: Sequence[PreferencePair],
+    micro_batches: MicroBatches,
+    log: PhaseLog,
+    what: str,
 ) -> None:
     """Make the kept answers of pairs more likely than the rejected ones.
 
@@ -56,7 +62,9 @@ def train_on_pairs(
             processing_class=student.tokenizer,
         )
 
-    train_phase(student, phase, rows, build_trainer, log, what)
+    longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
+    pairs_at_once = micro_batches.count_rows(2 * longest, phase.batch_size)
+    train_phase(student, phase, rows, build_trainer, log, what, pairs_at_once)
 
 
 def select_pairs(pairs: Sequence[PreferencePair], per_prompt: int) -> list[PreferencePair]:

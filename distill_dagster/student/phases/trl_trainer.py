@@ -46,12 +46,14 @@ def train_phase(
     build_trainer: Callable[[dict[str, Any], Any], Any],
     log: PhaseLog,
     what: str,
+    rows_at_once: int | None = None,
 ) -> None:
     """Run one phase on rows of token ids and add its figures to the log.
 
     Args:
         build_trainer: builds a TRL trainer from keyword arguments of its config and a dataset of the rows.
         what: the name of the training in progress reports.
+        rows_at_once: a step computes at most as many at once, and adds up their gradients. None: all.
     """
     import datasets
     import torch
@@ -59,6 +61,8 @@ def train_phase(
 
     spec = student.spec
     batch_size = min(phase.batch_size, len(rows))
+    most = max(1, rows_at_once or batch_size)
+    at_once = max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= most)
     # TRL leaves out the prompts that fill no batch; they come up in another epoch.
     steps_per_epoch = len(rows) // batch_size if phase.kind == "on_policy" else math.ceil(len(rows) / batch_size)
     steps = phase.epochs * steps_per_epoch
@@ -80,7 +84,8 @@ def train_phase(
         settings: dict[str, Any] = {
             "output_dir": scratch,
             "num_train_epochs": phase.epochs,
-            "per_device_train_batch_size": batch_size,
+            "per_device_train_batch_size": at_once,
+            "gradient_accumulation_steps": batch_size // at_once,
             "learning_rate": phase.learning_rate,
             "lr_scheduler_type": "linear",
             "warmup_steps": round(spec.warmup_ratio * steps),
