@@ -38,6 +38,15 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
             f"{place}, an encoder, which has no probabilities of tokens. objective token_kd needs a student with "
             f"`architecture: causal_lm`"
         )
+    if student.shrink is not None and student.shrink.start == "teacher":
+        same = ("model", "revision", "architecture", "shrink", "quantization")
+        deep = student.model_copy(update={"shrink": None, "quantization": "none"})
+        if other := [field for field in same if getattr(assistant, field) != getattr(deep, field)]:
+            raise ValueError(
+                f"{place} and `shrink.start: teacher`, so it begins with layers of {student.assistant!r}, whose "
+                f"{' and '.join(f'`{field}`' for field in other)} is another. Give both the same `model`, and "
+                f"{student.assistant!r} neither `shrink` nor `method: qlora`"
+            )
     if objectives[0].kind == "token_kd":
         _check_written(place, name, student.assistant, objectives, has_labels, reasoning)
     if wanted in MATCHING_OBJECTIVES and assistant.architecture != "encoder":

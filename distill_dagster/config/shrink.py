@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,4 +14,9 @@ class ShrinkSpec(ConfigModel):
 
     layers: Annotated[int, Field(ge=1, le=200)] = Field(
         description="how many layers to keep: the first, the last, and layers evenly between them"
+    )
+    start: Literal["model", "teacher"] = Field(
+        default="model",
+        description="what the layers are at first. model: those of the base as it was downloaded; teacher: those of "
+        "the trained student in `teacher: student:<name>`, with `method: full` and the same `model`",
     )

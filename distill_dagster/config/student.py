@@ -67,7 +67,7 @@ class StudentSpec(ConfigModel):
         default="auto",
         description="what a causal_lm reads. chat: the base's own chat template, with `instructions` as system text; "
         "plain: `item: text` without instructions, which takes fewer tokens; auto: chat if the base has a template "
-        "that can be trained on, and it fits in `max_tokens` with the instructions, else plain",
+        "that can be trained on, and with the instructions it takes at most half of `max_tokens`, else plain",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
     shrink: ShrinkSpec | None = Field(
@@ -234,6 +234,8 @@ class StudentSpec(ConfigModel):
             changed["objective"] = build_objective(
                 self.objective.weight, self.objective.temperature, False, True, False
             )
+        if self.shrink is not None:
+            changed["shrink"] = self.shrink.model_copy(update={"start": "model"})
         return self.model_copy(update=changed)
 
     def without_reasoning(self) -> StudentSpec:
@@ -306,6 +308,17 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
             f"student {name!r}: objective {objective.kind} imitates a deeper encoder. Set `shrink`, so that it "
             f"imitates its own model in full depth, or `teacher: student:<name>`"
         )
+    if student.shrink is not None and student.shrink.start == "teacher":
+        if student.assistant is None:
+            raise ValueError(
+                f"student {name!r}: `shrink.start: teacher` begins with the layers of a trained student. Name it with "
+                f"`teacher: student:<name>`"
+            )
+        if student.method != "full":
+            raise ValueError(
+                f"student {name!r}: `shrink.start: teacher` needs `method: full`. An adapter would need the weights of "
+                f"{student.assistant!r} in every place where it runs"
+            )
     if objective.kind == "token_kd" and objective.teacher is None and student.assistant is None:
         raise ValueError(
             f"student {name!r}: objective token_kd needs a teacher whose probabilities can be read. Set "

@@ -272,8 +272,10 @@ class Task(ConfigModel):
         """Hash of everything but the dataset that changes a student's training."""
         settings = self.students[student].model_dump(exclude={*SHORT_FORMS, *RUN_SETTINGS})
         settings["objective"] = self.resolve_objective(student).model_dump()
-        if settings["layer_decay"] == 1:  # students of before this setting need no new training
+        if settings["layer_decay"] == 1:  # students of before these settings need no new training
             del settings["layer_decay"]
+        if settings["shrink"] and settings["shrink"]["start"] == "model":
+            del settings["shrink"]["start"]
         return hash_content(self.dump_prompt_settings() | {"student": settings})
 
     def hash_gate_settings(self) -> str:

@@ -194,7 +194,7 @@ class StudentServer:
 
     async def _complete_chat(self, request: Request, id_: str) -> Response:
         value = await self._read_body(request)
-        asked = protocol.read_chat_request(value, self.spec.keep_system)
+        asked = protocol.read_chat_request(value, self.spec.keep_system, self.model.tools)
         metadata = value.get("metadata")
         slice_ = metadata.get("slice") if isinstance(metadata, dict) else None
         model = value.get("model") or self.model.task

@@ -10,7 +10,7 @@ from distill_dagster.config.base import SLICE_KEY_PATTERN
 from distill_dagster.intake.request_log import LoggedRequest
 from distill_dagster.kinds import Kind
 from distill_dagster.serving.answering import ServedAnswer
-from distill_dagster.student.types import StudentPrompt
+from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.messages import get_user_text
 
 
@@ -31,6 +31,11 @@ class ServedModel:
     def names(self) -> list[str]:
         """The values of `model` that a client may send."""
         return [self.task, self.student, f"{self.task}/{self.student}"]
+
+    @property
+    def tools(self) -> str | None:
+        """The functions that the student was trained with, as a JSON list in OpenAI's form. None: there are none."""
+        return TaskSettings.from_task(self.kind.task).tools
 
     @property
     def details(self) -> dict[str, Any]:

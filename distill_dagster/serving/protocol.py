@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.intake.request_log import Feedback
 from distill_dagster.kinds import InvalidAnswerError, Kind, Question
 from distill_dagster.serving.answering import ServedAnswer
@@ -56,8 +57,11 @@ def parse_body(body: bytes) -> dict[str, Any]:
     return value
 
 
-def read_chat_request(value: dict[str, Any], keep_system: bool) -> ChatRequest:
+def read_chat_request(value: dict[str, Any], keep_system: bool, tools: str | None = None) -> ChatRequest:
     """Read a request for a chat completion. Settings of sampling are ignored: a student's answer is the likeliest.
+
+    Args:
+        tools: the functions of the task that the student was trained with, as `TaskSettings.tools`.
 
     Raises:
         RequestError: a field is malformed, or asks for what a student cannot do.
@@ -78,9 +82,21 @@ def read_chat_request(value: dict[str, Any], keep_system: bool) -> ChatRequest:
         raise RequestError("stream is neither true nor false.", "stream")
     if not isinstance(options, dict):
         raise RequestError("stream_options is not an object.", "stream_options")
-    tools = value.get("tools")
-    prompt = StudentPrompt.from_messages(messages, json.dumps(tools) if isinstance(tools, list) and tools else None)
+    prompt = StudentPrompt.from_messages(messages, _choose_tools(value.get("tools"), tools))
     return ChatRequest(prompt, stream, bool(options.get("include_usage")))
+
+
+def _choose_tools(given: Any, own: str | None) -> str | None:
+    """The functions of a request, if they are others than the task's. None: the student reads those of its training.
+
+    A client of OpenAI sends its tools with every request, its keys in an order of its own. A student of a task without
+    tools was trained without any, and calls none.
+    """
+    if own is None or not isinstance(given, list) or not given:
+        return None
+    listed = [to_canonical_json(tool) for tool in given]
+    trained = [to_canonical_json(tool) for tool in json.loads(own)]
+    return None if sorted(listed) == sorted(trained) else to_canonical_json(given)
 
 
 def read_texts_request(value: dict[str, Any], field: str) -> TextsRequest:

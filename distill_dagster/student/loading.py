@@ -21,6 +21,7 @@ from distill_dagster.student.shrinking import remove_layers
 
 if TYPE_CHECKING:
     from distill_dagster.config import StudentSpec
+    from distill_dagster.student.types import TrainedStudent
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 MODEL_CONFIG_FILE = "config.json"
@@ -244,6 +245,21 @@ def attach_adapter(model: Any, spec: StudentSpec, adapter: Path, merge: bool) ->
     with models.convert_load_errors(str(adapter)), models.silence_transformers():
         adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
     return adapted.merge_and_unload() if merge else adapted
+
+
+def start_from_trained(base: LoadedBase, spec: StudentSpec, trained: TrainedStudent, models_folder: Path) -> None:
+    """Give a shallower base the weights of a trained student's layers in place of those that were downloaded.
+
+    Raises:
+        ModelError: what was trained cannot be loaded.
+    """
+    deep, folder = trained
+    auto_class = "AutoModel" if spec.architecture == "encoder" else "AutoModelForCausalLM"
+    found = load_base(find_trained_base(deep, folder), models_folder, auto_class, "float32")
+    model = attach_adapter(found.model, deep, folder, merge=True)
+    assert spec.shrink is not None
+    remove_layers(model, spec.shrink.layers)
+    base.model.load_state_dict(model.state_dict())
 
 
 def find_trained_base(spec: StudentSpec, trained: Path) -> StudentSpec:

@@ -25,7 +25,7 @@ from distill_dagster.student.checkpoints import Checkpoints, compute_training_ke
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.memory import check_model_fits, choose_micro_batches
-from distill_dagster.student.phases.on_policy import check_teacher
+from distill_dagster.student.phases.on_policy import check_on_policy_teacher
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import require_trl
 from distill_dagster.student.ranks import (
@@ -145,6 +145,8 @@ def train_adapter(
     _forget_peak()
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
+    if assistant is not None and spec.shrink is not None and spec.shrink.start == "teacher":
+        loading.start_from_trained(student.base, spec, assistant, models_folder)
     log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
     rows, log.long_reasoning = leave_out_long_reasoning(student.objective, student.tokenizer, rows)
     validation, _ = leave_out_long_reasoning(student.objective, student.tokenizer, validation, needs_rows=False)
@@ -181,7 +183,7 @@ def train_adapter(
     saved = _open_checkpoints(work, student, labels, rows, validation, log.epochs, taught_by)
     for phase in spec.then:
         if phase.kind == "on_policy" and not isinstance(student, EncoderStudent):
-            check_teacher(student, phase, models_folder)
+            check_on_policy_teacher(student, phase, models_folder)
     micro_batches = _fit(student, items, validation, log, saved, what, on_validation)
     if spec.then:
         assert not isinstance(student, EncoderStudent), "an encoder has no phases, see config.phases.check_phase"

@@ -6,12 +6,15 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from distill_dagster.serving.protocol import read_chat_request
 from distill_dagster.serving.streaming import PieceReader
+from distill_dagster.student.types import TaskSettings
 from tests.support.kinds import ANSWERS, build_task
 from tests.support.serving import KeywordRuntime, serve
 from tests.support.task import LABELS
@@ -97,6 +100,23 @@ def test_tool_calls_have_the_clients_form(tmp_path: Path) -> None:
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("find_order", {"number": 7})
     assert found.choices[0].finish_reason == "tool_calls"
+
+
+def test_tools_of_a_client_that_are_the_tasks_change_no_prompt() -> None:
+    """A client sends its tools with every request, in an order of its own. The student reads those of its training."""
+    own = TaskSettings.from_task(build_task("tool_call")).tools
+    assert own is not None
+
+    def read(tools: Any, of_task: str | None = own) -> str | None:
+        body = {"messages": [{"role": "user", "content": "Where is order 7?"}], "tools": tools}
+        return read_chat_request(body, False, of_task).prompt.tools
+
+    listed = json.loads(own)
+    turned = [{name: tool[name] for name in reversed(tool)} for tool in reversed(listed)]
+    assert json.dumps(turned) != json.dumps(listed)
+    assert [read(tools) for tools in (listed, turned, None, [])] == [None] * 4
+    assert json.loads(read(listed[:1]) or "") == listed[:1], "others than the task's are read"
+    assert read(listed, None) is None, "a student without tools was trained without any"
 
 
 def test_what_is_no_answer_reaches_the_client_as_text(tmp_path: Path) -> None:

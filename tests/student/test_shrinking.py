@@ -10,8 +10,12 @@ import torch
 import transformers
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.config.assistants import check_assistant
+from distill_dagster.config.shrink import ShrinkSpec
+from distill_dagster.config.student import check_student
 from distill_dagster.core.errors import DistillError
-from distill_dagster.student.loading import load_base
+from distill_dagster.student.frozen_layers import find_layers
+from distill_dagster.student.loading import attach_adapter, find_trained_base, load_base
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.shrinking import choose_layers, remove_layers
 from distill_dagster.student.train import train_adapter
@@ -26,6 +30,7 @@ ROWS = [
     for label, words in WORDS.items()
     for word in words
 ]
+AUTO_CLASSES = {"encoder": "AutoModel", "causal_lm": "AutoModelForCausalLM"}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4}
 
 
@@ -125,3 +130,53 @@ def test_a_model_without_more_layers_is_refused(deep: dict[str, Path], tmp_path:
     spec = make_spec(deep["encoder"], "encoder", "lora", layers=5)
     with pytest.raises(DistillError, match=r"`shrink.layers` is 5, but the model has 5 layers. Set fewer."):
         load_base(spec, tmp_path, "AutoModel")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("architecture", ["encoder", "causal_lm"])
+def test_a_shallower_student_begins_with_layers_of_a_trained_one(
+    architecture: str, method: str, deep: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not with those that were downloaded: a training without steps to speak of leaves them as they were."""
+    larger = make_spec(deep[architecture], architecture, method, layers=None)
+    train_adapter(larger, LABELS, SETTINGS, ROWS, ROWS, tmp_path / "larger", tmp_path)
+    small = make_spec(deep[architecture], architecture, "full").model_copy(
+        update={"shrink": ShrinkSpec(layers=3, start="teacher"), "learning_rate": 1e-9, "epochs": 1}
+    )
+    assistant = (larger, tmp_path / "larger")
+    train_adapter(small, LABELS, SETTINGS, ROWS, ROWS, tmp_path / "small", tmp_path, assistant=assistant)
+    trained = attach_adapter(
+        load_base(find_trained_base(larger, tmp_path / "larger"), tmp_path, AUTO_CLASSES[architecture]).model,
+        larger,
+        tmp_path / "larger",
+        merge=True,
+    )
+    before = load_base(larger, tmp_path, AUTO_CLASSES[architecture]).model
+    found = load_base(find_trained_base(small, tmp_path / "small"), tmp_path, AUTO_CLASSES[architecture]).model
+    layers = [[layer for _, layer in find_layers(model)] for model in (found, trained, before)]
+    assert len(layers[0]) == 3
+    for number, of_larger in enumerate(choose_layers(5, 3)):
+        weights = [dict(layers[0][number].named_parameters())] + [
+            dict(of[of_larger].named_parameters()) for of in layers[1:]
+        ]
+        assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
+        assert not all(torch.allclose(weights[0][name], weights[2][name], atol=1e-6) for name in weights[0])
+
+
+def test_a_start_that_is_not_there_is_refused() -> None:
+    names = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
+    deep = StudentSpec(**names)
+    shrink = {"shrink": {"layers": 3, "start": "teacher"}}
+    alone = StudentSpec(**names, method="full", **shrink)
+    with pytest.raises(ValueError, match="Name it with `teacher: student:<name>`"):
+        check_student("small", alone, "classification", False)
+    adapted = StudentSpec(**names, teacher="student:large", **shrink)
+    with pytest.raises(ValueError, match=r"`shrink.start: teacher` needs `method: full`"):
+        check_student("small", adapted, "classification", False)
+    small = StudentSpec(**names, method="full", teacher="student:large", **shrink)
+    check_student("small", small, "classification", False)
+    check_assistant("small", {"large": deep, "small": small}, "classification", False)
+    other = deep.model_copy(update={"revision": "v2", "shrink": ShrinkSpec(layers=4)})
+    with pytest.raises(ValueError, match="whose `revision` and `shrink` is another"):
+        check_assistant("small", {"large": other, "small": small}, "classification", False)
+    assert small.keep_rows_only(False).shrink == ShrinkSpec(layers=3), "seed_only has no teacher"

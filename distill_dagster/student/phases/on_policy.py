@@ -71,7 +71,7 @@ def train_on_own_samples(
     train_phase(student, phase, [{"prompt": list(ids)} for ids in prompts], build_trainer, log, what, rows_at_once)
 
 
-def check_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> None:
+def check_on_policy_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> None:
     """Check the teacher of an on-policy phase without loading its weights: call it before the objective is trained.
 
     Raises:
@@ -98,12 +98,12 @@ def load_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: 
     vocabulary up to different numbers.
 
     Raises:
-        DistillError: as `check_teacher`.
+        DistillError: as `check_on_policy_teacher`.
         ModelError: it cannot be found or loaded.
     """
     import transformers
 
-    check_teacher(student, phase, models_folder)
+    check_on_policy_teacher(student, phase, models_folder)
     resolved = models.resolve_model(phase.teacher, models_folder, phase.revision)
     dtype = loading.get_torch_dtype("auto")
     teacher = models.load_pretrained(transformers.AutoModelForCausalLM, phase.teacher, resolved, dtype=dtype)
