@@ -4,7 +4,8 @@ Usage: python benchmarks/demo.py [--embedded] [--quick] [--json FILE] [--home FO
 
 Both packaged students are distilled, `minilm` first, so that its time is known alone (`pipeline_minilm_s`).
 `pipeline_s` and `overhead_s` are those of both. Figures of `smollm2` have no suffix. `best_baseline` is the best system
-that had no teacher, the student on human labels alone included.
+that had no teacher, the student on human labels alone included. `systems` has what the README's table shows, and
+`distillation` what distilling took.
 
 `--embedded` does what `make demo TEACHER=embedded` does, measures the teacher's latency too, and writes
 demo_embedded.json. `--home` keeps the generated files; the default removes them. `--quick` only measures the latency of
@@ -128,7 +129,39 @@ def pipeline(root: Path, home: Home, task: str) -> dict[str, Any]:
     for student, values in metrics.items():
         figures |= read_metrics(values, "" if student == "smollm2" else f"_{student}")
         figures[f"{student}_latency_s"] = round(values["systems"]["distilled"]["latency_s"]["p50"], 4)
-    return figures
+    return figures | {"systems": list_systems(metrics), "distillation": read_distillations(metrics)}
+
+
+def list_systems(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every system with its student: accuracy with its interval, seconds per answer, bytes, USD for 1,000 answers.
+
+    Those that all students share are the first student's.
+    """
+    rows: list[dict[str, Any]] = []
+    for student, values in metrics.items():
+        for name, facts in values["systems"].items():
+            if name in SHARED and any(row["system"] == name for row in rows):
+                continue
+            score, usd, latency = facts["score"], facts["cost_usd_per_1k"], facts["latency_s"]["p50"]
+            rows.append(
+                {
+                    "system": name,
+                    "student": None if name in SHARED else student,
+                    "accuracy": round(score["value"], 4),
+                    "interval": [round(score["low"], 4), round(score["high"], 4)],
+                    "latency_s": round(latency, 5) if latency is not None else None,
+                    "bytes": facts["bytes"],
+                    "usd_per_1k": float(f"{usd:.3g}") if usd is not None else None,
+                }
+            )
+    return rows
+
+
+def read_distillations(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By student, what distilling took, and from how many requests on it pays."""
+    wanted_parts = ("usd", "training_s", "break_even_requests", "rental_requests_per_day")
+    found = {student: values["distillation"] for student, values in metrics.items()}
+    return {student: {part: round(one[part], 3) for part in wanted_parts} for student, one in found.items()}
 
 
 def read_metrics(values: dict[str, Any], suffix: str) -> dict[str, Any]:
@@ -137,7 +170,7 @@ def read_metrics(values: dict[str, Any], suffix: str) -> dict[str, Any]:
     dev = {name: facts["accuracy"]["value"] for name, facts in values["splits"]["dev"]["systems"].items()}
     figures = {f"{name}{'' if name in SHARED else suffix}": round(score, 4) for name, score in golden.items()}
     others = {name: score for name, score in golden.items() if name != "distilled" and name not in HAD_TEACHER}
-    figures["teacher_dev"] = round(dev["teacher"], 4)
+    figures |= {f"{name}_dev": round(dev[name], 4) for name in ("teacher", "linear_probe") if name in dev}
     return figures | {
         f"best_baseline{suffix}": round(max(others.values()), 4),
         f"best_baseline_name{suffix}": max(others, key=lambda name: others[name]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,3 +99,34 @@ def test_the_teachers_of_the_readme_are_valid(tmp_path: Path) -> None:
         path = folder.path / "task.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | block))
         _ = reload_folder(folder).task
+
+
+def test_the_readme_shows_what_the_demo_measured() -> None:
+    """The first table of the README is the result file of `benchmarks/demo.py`, rounded."""
+    figures = json.loads((PROJECT_FOLDER / "benchmarks" / "results" / "demo.json").read_text())["figures"]
+    measured = {(row["system"], row["student"]): row for row in figures["systems"]}
+    names = {
+        "teacher": ("teacher", None),
+        "linear probe": ("linear_probe", None),
+        "class centroids": ("centroid", None),
+        **{f"distilled `{student}`": ("distilled", student) for student in ("minilm", "smollm2")},
+        **{f"`{student}`, human labels only": ("seed_only", student) for student in ("minilm", "smollm2")},
+        **{f"`{student}`, untrained": ("base", student) for student in ("minilm", "smollm2")},
+    }
+    text = (PROJECT_FOLDER / "README.md").read_text(encoding="utf-8").partition("| system | accuracy")[2]
+    lines = text.partition("\n\n")[0].splitlines()[2:]
+    shown = {}
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.replace("**", "").strip("|").split("|"))
+        shown[next(key for start, key in names.items() if name.startswith(start))] = cells
+    assert shown.keys() == measured.keys()
+    for key, (accuracy, latency, size, usd) in shown.items():
+        row = measured[key]
+        low, high = row["interval"]
+        assert accuracy == f"{row['accuracy']:.2f} [{low:.2f}, {high:.2f}]"
+        assert latency == (f"{1000 * row['latency_s']:.0f} ms" if row["latency_s"] else "not recorded")
+        assert size == (f"{row['bytes'] / 1e6:.0f} MB" if row["bytes"] else "–")
+        assert float(usd.removeprefix("$")) == float(f"{row['usd_per_1k']:.{3 if key[0] == 'teacher' else 1}g}")
+    taken = figures["distillation"]["minilm"]
+    assert f"distillation took ${taken['usd']:.2f}" in " ".join(text.split())
+    assert f"after about {100 * math.ceil(taken['break_even_requests'] / 100):,} requests" in " ".join(text.split())

@@ -112,6 +112,7 @@ def test_a_report_is_fresh_until_something_that_it_shows_changes(env: StageConte
     figures = json.loads((env.lake.get_folder(env.task_name, "eval_report", STUDENT) / "metrics.json").read_text())
     assert figures["dataset_version"] == result.record.inputs["filtered_dataset"]
     assert "golden items one by one" in figures["latency_method"]
+    assert "The teacher's latency is the sum over its 2 draws, over HTTP" in figures["latency_method"]
     assert list(figures["dataset"]["kept"]) == ["train"]
     assert [check.passed for check in result.checks] == [True]
 
@@ -272,6 +273,8 @@ def test_a_recorded_teacher_costs_its_declared_price_and_is_billed_nowhere(
     if has_tokens:
         assert (use["prompt_tokens"], use["completion_tokens"], use["counted_with"]) == (500, 40, None)
         assert "500 tokens and an answer 40, as recorded" in figures["cost_method"]
+        assert "The teacher was not timed: its answers are recorded." in figures["latency_method"]
+        assert "over HTTP" not in figures["latency_method"]
     else:
         assert use["counted_with"] == "cl100k_base"
         assert use["completion_tokens"] == 1, "refund is one token"

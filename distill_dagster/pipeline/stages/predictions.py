@@ -14,7 +14,7 @@ from distill_dagster.core import progress
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
 from distill_dagster.curation.candidates.choose import choose_candidates
-from distill_dagster.evaluation.metrics import ASSISTANT, CENTROID, DISTILLED, LINEAR_PROBE
+from distill_dagster.evaluation.metrics import ASSISTANT, CENTROID, DISTILLED, LINEAR_PROBE, TEACHER
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
 from distill_dagster.evaluation.speed import (
     CALLERS,
@@ -265,20 +265,35 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         facts=facts,
         teacher_use=use,
         model_s=model_s,
-        latency_method=_describe_latency_method(task),
+        latency_method=_describe_latency_method(
+            task, any(row["latency_s"] for row in rows if row["system"] == TEACHER)
+        ),
     )
     sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
     return StageResult(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
 
 
-def _describe_latency_method(task: Task) -> str:
+def _describe_latency_method(task: Task, is_teacher_timed: bool) -> str:
     """How latency was measured, for the report."""
     few_shot, samples = task.teacher.few_shot, task.teacher.samples
-    requests = f"{few_shot.draws} draws" if samples == 1 else f"{few_shot.draws * samples} samples"
+    count = few_shot.draws * samples
+    requests = "answer" if count == 1 else f"{count} draws" if samples == 1 else f"{count} samples"
     search = ", without the search for the nearest examples" if few_shot.nearest else ""
-    return (
+    if not is_teacher_timed:
+        teacher = "The teacher was not timed: its answers are recorded." if task.teacher.is_replay else ""
+    elif task.teacher.is_replay:
+        teacher = "The teacher's latency is what its recording says."
+    else:
+        sums = "that of its answer" if count == 1 else f"the sum over its {requests}"
+        teacher = f"The teacher's latency is {sums}, over HTTP, with a warm cache{search}."
+    load = "The teacher's load is what the client had under way when it asked." if is_teacher_timed else ""
+    parts = [
         f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP_CALLS} calls to "
-        f"warm up. The teacher's latency is the sum over its {requests}, over HTTP, with a warm cache{search}. Under "
-        f"load {CALLERS} callers ask a student at once, each again when it has its answer, and what waits shares a "
-        "batch. The teacher's load is what the client had under way when it asked."
-    )
+        "warm up.",
+        teacher,
+        f"Under load {CALLERS} callers ask a student at once, each again when it has its answer, and what waits shares "
+        "a batch.",
+        load,
+        "The linear probe and the centroids compute in float32." if task.has_labels else "",
+    ]
+    return " ".join(part for part in parts if part)
