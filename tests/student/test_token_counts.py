@@ -10,6 +10,7 @@ from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.batches import MicroBatches
 from distill_dagster.student.token_counts import check_rows_whole, measure_padding
+from distill_dagster.student.training_check import check_rows_fit_objective
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import TRAINING_LOG_FILE, StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from tests.support.tiny_model import write_tiny_model
@@ -118,5 +119,26 @@ def test_padding_is_that_of_what_is_computed_at_once() -> None:
 )
 def test_the_check_names_what_is_not_whole(counts: tuple[int, int, int, int], passed: bool) -> None:
     result = check_rows_whole(*counts)
+    assert (result.passed, result.severity) == (passed, "warning")
+    assert list(result.details.values()) == list(counts)
+
+
+@pytest.mark.parametrize(
+    ("objective", "counts", "passed"),
+    [
+        ({"kind": "soft_label", "weight": 0.5}, (10, 0, 0), False),
+        ({"kind": "soft_label", "weight": 0.5}, (10, 1, 0), True),
+        ({"kind": "soft_label", "weight": 0.5}, (10, None, 0), True),  # a log of before they were counted
+        ({"kind": "attention", "weight": 0.5}, (10, 0, 0), False),
+        ({"kind": "answer"}, (10, 0, 0), True),
+        ({"kind": "reasoning"}, (10, 0, 5), True),
+        ({"kind": "reasoning"}, (10, 0, 6), False),
+        ({}, (10, None, 0), True),
+    ],
+)
+def test_the_check_names_rows_without_what_the_objective_learns(
+    objective: dict[str, object], counts: tuple[int, int | None, int], passed: bool
+) -> None:
+    result = check_rows_fit_objective(objective, *counts)
     assert (result.passed, result.severity) == (passed, "warning")
     assert list(result.details.values()) == list(counts)
