@@ -10,8 +10,8 @@ from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.batches import MicroBatches
 from distill_dagster.student.token_counts import check_rows_whole, measure_padding
-from distill_dagster.student.training_check import check_rows_fit_objective
 from distill_dagster.student.train import train_adapter
+from distill_dagster.student.training_check import check_rows_fit_objective
 from distill_dagster.student.types import TRAINING_LOG_FILE, StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from tests.support.tiny_model import write_tiny_model
 
