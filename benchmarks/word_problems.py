@@ -37,10 +37,9 @@ def main() -> None:
             settings = yaml.safe_load((tasks / TASK / "task.yaml").read_text())
             settings["students"][STUDENT] |= {"epochs": 1, "seed_only_epochs": 1}
             (tasks / TASK / "task.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-        summary, metrics = run_task(root, tasks, TASK, [STUDENT])
+        _, metrics = run_task(root, tasks, TASK, [STUDENT])
         values = metrics[STUDENT]
         figures = {
-            "wall_s": round(summary.wall_s, 1),
             "verdict": {True: "yes", False: "no", None: "undecided"}[values["verdict"]["worth_it"]],
             "systems": [
                 {
