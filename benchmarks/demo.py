@@ -161,7 +161,9 @@ def read_distillations(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str
     """By student, what distilling took, and from how many requests on it pays."""
     wanted_parts = ("usd", "training_s", "break_even_requests", "rental_requests_per_day")
     found = {student: values["distillation"] for student, values in metrics.items()}
-    return {student: {part: round(one[part], 3) for part in wanted_parts} for student, one in found.items()}
+    return {
+        student: {part: round(one[part] or 0, 3) or None for part in wanted_parts} for student, one in found.items()
+    }
 
 
 def read_metrics(values: dict[str, Any], suffix: str) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
         deep = student.model_copy(update={"shrink": None, "quantization": "none"})
         if other := [field for field in same if getattr(assistant, field) != getattr(deep, field)]:
             raise ValueError(
-                f"{place} and `shrink.start: teacher`, so it begins with layers of {student.assistant!r}, whose "
-                f"{' and '.join(f'`{field}`' for field in other)} is another. Give both the same `model`, and "
+                f"{place} and `shrink.start: teacher`, so it begins with layers of {student.assistant!r}, and "
+                f"they differ in {' and '.join(f'`{field}`' for field in other)}. Give both the same `model`, and "
                 f"{student.assistant!r} neither `shrink` nor `method: qlora`"
             )
     if objectives[0].kind == "token_kd":

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import ConfigModel, ShortForm
 from distill_dagster.config.matching import AttentionObjectiveSpec, HiddenStateObjectiveSpec
+from distill_dagster.config.shrink import ShrinkSpec
 
 MaxReasoningTokens = Annotated[
     Annotated[int, Field(ge=1, le=8192)] | None,
@@ -146,8 +147,10 @@ def writes_reasoning(objective: Objective, has_labels: bool, task_reasoning: boo
     return objective.kind == "reasoning" or (objective.kind == "token_kd" and task_reasoning and not has_labels)
 
 
-def reads_assistant(objective: Objective) -> bool:
+def reads_assistant(objective: Objective, shrink: ShrinkSpec | None) -> bool:
     """Whether a student needs the weights of the student that teaches it, not only its answers."""
+    if shrink is not None and shrink.start == "teacher":
+        return True
     return objective.kind in MATCHING_OBJECTIVES or (objective.kind == "token_kd" and objective.teacher is None)
 
 

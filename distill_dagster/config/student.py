@@ -67,7 +67,7 @@ class StudentSpec(ConfigModel):
         default="auto",
         description="what a causal_lm reads. chat: the base's own chat template, with `instructions` as system text; "
         "plain: `item: text` without instructions, which takes fewer tokens; auto: chat if the base has a template "
-        "that can be trained on, and with the instructions it takes at most half of `max_tokens`, else plain",
+        "that can be trained on, and it fits in `max_tokens` with the instructions, else plain",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
     shrink: ShrinkSpec | None = Field(
@@ -105,8 +105,8 @@ class StudentSpec(ConfigModel):
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
-        description="learning rate of each layer as a share of that of the layer above it; the head has "
-        "`learning_rate` (Howard and Ruder 2018); 1: one rate for all layers",
+        description="learning rate of each layer as a share of that of the layer above it; what is above the layers, "
+        "such as a head, has `learning_rate` (Howard and Ruder 2018); 1: one rate for all",
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="share of the steps in which the learning rate rises"

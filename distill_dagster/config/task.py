@@ -283,6 +283,7 @@ class Task(ConfigModel):
         base: dict[str, Any] | None = None
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student].model_dump(include=set(BASE_MODEL_SETTINGS))
+            (student["shrink"] or {}).pop("start", None)  # the base has the layers that were downloaded
             student["reasoning"] = self.writes_reasoning(self.chosen_student)
             base = {"student": student} | self.dump_prompt_settings()
         return hash_content({"gate": self.gate.model_dump(), "base": base})

@@ -41,7 +41,7 @@ def _select_for_student(task: Task, stage: Stage, names: list[str], partition: s
         if partition in task.list_assistants():
             return ["assistant_adapter"]
         other = ("filtered_dataset",) if student.assistant else _ASSISTANTS
-        if not reads_assistant(task.resolve_objective(partition)):
+        if not reads_assistant(task.resolve_objective(partition), student.shrink):
             other = (*other, "assistant_adapter")
         return [name for name in names if name not in other]
     if stage.name == "predictions" and student.assistant is None:

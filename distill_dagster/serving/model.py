@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from distill_dagster.config.base import SLICE_KEY_PATTERN
@@ -32,7 +33,7 @@ class ServedModel:
         """The values of `model` that a client may send."""
         return [self.task, self.student, f"{self.task}/{self.student}"]
 
-    @property
+    @cached_property
     def tools(self) -> str | None:
         """The functions that the student was trained with, as a JSON list in OpenAI's form. None: there are none."""
         return TaskSettings.from_task(self.kind.task).tools

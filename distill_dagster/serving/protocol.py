@@ -94,7 +94,10 @@ def _choose_tools(given: Any, own: str | None) -> str | None:
     """
     if own is None or not isinstance(given, list) or not given:
         return None
-    listed = [to_canonical_json(tool) for tool in given]
+    try:
+        listed = [to_canonical_json(tool) for tool in given]
+    except ValueError:
+        raise RequestError("tools has NaN or Infinity, which JSON does not have.", "tools") from None
     trained = [to_canonical_json(tool) for tool in json.loads(own)]
     return None if sorted(listed) == sorted(trained) else to_canonical_json(given)
 

@@ -79,9 +79,16 @@ class EncoderStudent(LabelPredictions):
         self.matcher: LayerMatcher | None = None
         # Trainer needs one module with all trained weights.
         self.model = torch.nn.ModuleDict({"encoder": self.base.model})
+        self._descriptions = format_descriptions(labels)
+        self.start_head()
+
+    def start_head(self) -> None:
+        """Make the head the embeddings of the label descriptions, as the encoder computes them now."""
+        import torch
+
         with torch.no_grad():
-            embeddings = self.embed(format_descriptions(labels))
-            head = torch.nn.Linear(embeddings.shape[1], len(labels))
+            embeddings = self.embed(self._descriptions)
+            head = torch.nn.Linear(embeddings.shape[1], len(self.labels))
             head.weight.copy_(embeddings / COSINE_TEMPERATURE)
             head.bias.zero_()
         self.model["head"] = head.to(self.device)

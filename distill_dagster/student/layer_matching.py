@@ -106,11 +106,10 @@ def _remove_attention_dropout(model: Any) -> None:
     import torch
 
     for module in model.modules():
-        if "Attention" not in type(module).__name__:
-            continue
-        if isinstance(getattr(module, "dropout", None), torch.nn.Dropout):
+        name = type(module).__name__
+        if "SelfAttention" in name and isinstance(getattr(module, "dropout", None), torch.nn.Dropout):
             module.dropout.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
+        if "Attention" in name and isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
 
 

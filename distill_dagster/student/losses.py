@@ -97,12 +97,17 @@ def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature:
     return (probs / probs.sum(1, keepdim=True)).float()
 
 
+def has_probabilities(row: TrainRow) -> bool:
+    """Whether a teacher gave more than one label a probability. One label with 1.0 says no more than the label."""
+    return sum(prob > 0 for prob in row.soft.values()) > 1
+
+
 def get_row_temperature(row: TrainRow, temperature: float) -> float:
     """The temperature of a row: 1 without probabilities, since a label alone cannot be softened.
 
     With T > 1 its cross-entropy would ask for logits that are T times as large.
     """
-    return temperature if row.soft else 1.0
+    return temperature if has_probabilities(row) else 1.0
 
 
 def compute_soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:

@@ -193,17 +193,13 @@ def get_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(value if value is not None else tokenizer.pad_token_id)
 
 
-MOST_INSTRUCTIONS = 0.5
-"""The share of `max_tokens` that a chat template and the instructions may take with `prompt: auto`."""
-
-
 def make_renderer(
     spec: StudentSpec, settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, generation: Any = None
 ) -> PromptRenderer:
     """The renderer that `prompt` says. `auto` is chat if that works for the base and the task, else plain.
 
-    Chat works if the tokenizer has a template that can be trained on, and the template and the instructions take at
-    most half of `max_tokens`. The template of chat is pinned (see `ChatRenderer`), so save the tokenizer after this.
+    Chat works if the tokenizer has a template that can be trained on, and the template and the instructions fit in
+    `max_tokens`. The template of chat is pinned (see `ChatRenderer`), so save the tokenizer after this.
 
     Args:
         generation: the generation settings of the base, for the tokens that it ends a text with.
@@ -220,11 +216,9 @@ def make_renderer(
     if spec.prompt == "auto" and (template := tokenizer.chat_template):
         try:
             renderer = ChatRenderer(tokenizer, settings, spec.max_tokens, listed, spec.model)
-            cue = REASONING_CUE if settings.reasoning else ANSWER_CUE
-            [empty] = renderer.encode_prompts([StudentPrompt.from_text("")], cue)
-            if len(empty.ids) <= spec.max_tokens * MOST_INSTRUCTIONS:
-                return renderer
+            renderer.encode_prompts([StudentPrompt.from_text("")], REASONING_CUE if settings.reasoning else ANSWER_CUE)
         except DistillError:
-            pass
-        tokenizer.chat_template = template
+            tokenizer.chat_template = template
+        else:
+            return renderer
     return PlainRenderer(tokenizer, settings, spec.max_tokens, listed)

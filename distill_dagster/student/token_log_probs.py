@@ -218,11 +218,13 @@ def find_teacher_model(
         changed = {"model": objective.teacher, "revision": revision, "prompt": "plain"}
         changed |= {"method": "lora", "quantization": "none", "shrink": None}
         spec = student.spec.model_copy(update=changed)
-        check_teacher_fits(spec.model, revision, spec.dtype, models_folder)
         identity = hash_content([resolved.sha256 or f"{resolved.hub_id}@{revision}", _name_dtype(spec.dtype)])
-        return TeacherModel(
-            objective.teacher, identity, False, lambda: type(student)(spec, labels, student.settings, models_folder)
-        )
+
+        def load_base() -> WritingStudent:
+            check_teacher_fits(spec.model, revision, spec.dtype, models_folder)
+            return type(student)(spec, labels, student.settings, models_folder)
+
+        return TeacherModel(objective.teacher, identity, False, load_base)
     if assistant is None:
         raise DistillError("objective token_kd has no teacher. Set `objective.teacher`, or `teacher: student:<name>`.")
     given, folder = assistant

@@ -17,7 +17,7 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_folder
 from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.kinds.base import REASONING_MARK
-from distill_dagster.student import loading
+from distill_dagster.student import loading, losses
 from distill_dagster.student.batches import Item, LengthBatchSampler, MicroBatches
 from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
@@ -145,8 +145,14 @@ def train_adapter(
     _forget_peak()
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
-    if assistant is not None and spec.shrink is not None and spec.shrink.start == "teacher":
+    if starts_trained := spec.shrink is not None and spec.shrink.start == "teacher":
+        if assistant is None:
+            raise DistillError(
+                "`shrink.start: teacher` begins with a trained student, and there is none to begin with."
+            )
         loading.start_from_trained(student.base, spec, assistant, models_folder)
+        if isinstance(student, EncoderStudent):
+            student.start_head()
     log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
     rows, log.long_reasoning = leave_out_long_reasoning(student.objective, student.tokenizer, rows)
     validation, _ = leave_out_long_reasoning(student.objective, student.tokenizer, validation, needs_rows=False)
@@ -155,7 +161,7 @@ def train_adapter(
         validation, _ = leave_out_empty_targets(validation, needs_rows=False)
         if student.writes_reasoning:
             log.rows_without_reasoning = sum(not (row.target or "").startswith(REASONING_MARK) for row in rows)
-    log.rows, log.rows_with_soft_labels = len(rows), sum(bool(row.soft) for row in rows)
+    log.rows, log.rows_with_soft_labels = len(rows), sum(map(losses.has_probabilities, rows))
     if log.long_reasoning:
         learned = {row.prompt_id for row in rows}
         pairs = [pair for pair in pairs if pair.kept.prompt_id in learned]
@@ -178,6 +184,8 @@ def train_adapter(
         teacher = find_teacher_model(student, student.objective, labels, models_folder, assistant)
         log.rows_captured = add_teacher_log_probs(student, items, rows, teacher, student.objective, captured)
         taught_by = teacher.identity
+        if starts_trained and assistant is not None:
+            taught_by += hash_folder(assistant[1])
     elif assistant is not None:
         taught_by = hash_folder(assistant[1])
     saved = _open_checkpoints(work, student, labels, rows, validation, log.epochs, taught_by)

@@ -30,8 +30,8 @@ def check_rows_fit_objective(
 ) -> CheckResult:
     """Check that the rows of a training have what its objective learns.
 
-    A student of probabilities warns if no row has any, one that writes its reasoning if most rows have none: they teach
-    an answer behind a prompt that it is never asked with.
+    It fails if a student of probabilities has no row with any. So it does if most rows of a student that writes its
+    reasoning have none: they teach an answer behind a prompt that it is never asked with.
 
     Args:
         objective: the objective with its settings. `weight` is that of the teacher's probabilities of labels.

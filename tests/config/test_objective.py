@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from distill_dagster.config.objective import Objective
+from distill_dagster.config.objective import SHORT_FORMS, Objective
+from distill_dagster.config.student import RUN_SETTINGS
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.pipeline.task_check import check_task_folder
 from tests.support.kinds import build_task
 from tests.support.task import write_small_task
 
+ENCODER = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
 CAUSAL = {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}
 
 
@@ -59,6 +62,27 @@ def test_two_forms_of_one_objective_train_the_same_student() -> None:
     assert len({task.hash_student_settings("tiny") for task in tasks}) == 1
     other = build_task("classification", students={"tiny": CAUSAL | {"objective": "answer"}})
     assert other.hash_student_settings("tiny") != tasks[0].hash_student_settings("tiny")
+
+
+def test_settings_that_are_as_before_they_existed_train_nothing_again() -> None:
+    def hash_settings(**changes: Any) -> tuple[str, str]:
+        task = build_task(
+            "classification", students={"tiny": ENCODER | changes, "large": ENCODER}, gate={"teacher_over_base": 0.0}
+        )
+        return task.hash_student_settings("tiny"), task.hash_gate_settings()
+
+    task = build_task("classification", students={"tiny": ENCODER | {"shrink": {"layers": 3}}})
+    settings = task.students["tiny"].model_dump(exclude={*SHORT_FORMS, *RUN_SETTINGS, "layer_decay"})
+    settings |= {"objective": task.resolve_objective("tiny").model_dump(), "shrink": {"layers": 3}}
+    before = hash_content(task.dump_prompt_settings() | {"student": settings})
+    shrunk = hash_settings(shrink={"layers": 3})
+    assert shrunk[0] == before
+    assert hash_settings(shrink={"layers": 3, "start": "model"}, layer_decay=1) == shrunk
+    taught = {"teacher": "student:large", "method": "full"}
+    started = taught | {"shrink": {"layers": 3, "start": "teacher"}}
+    assert hash_settings(shrink={"layers": 3}, layer_decay=0.5)[0] != before
+    assert hash_settings(**started)[0] != hash_settings(**taught, shrink={"layers": 3})[0]
+    assert hash_settings(**started)[1] == shrunk[1], "the base has the layers that were downloaded"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stages.assistants import make_assistant_labels
@@ -15,8 +18,19 @@ from tests.support.task import TEXTS, build_stage_context, write_small_task
 SHALLOW = SMALL | {"shrink": {"layers": 3}, "objective": {"kind": "hidden_state", "match_weight": 3}}
 
 
-def test_a_shallow_student_learns_the_labels_and_layers_of_its_assistant(tmp_path: Path, models_folder: Path) -> None:
-    folder = write_small_task(tmp_path, students={"tiny": ENCODER, "shallow": SHALLOW})
+STARTED = {name: value for name, value in SMALL.items() if name != "lora"} | {
+    "method": "full",
+    "learning_rate": 1.0e-4,
+    "shrink": {"layers": 3, "start": "teacher"},
+    "objective": "soft_label",
+}
+
+
+@pytest.mark.parametrize("shallow", [SHALLOW, STARTED], ids=["imitates", "begins with"])
+def test_a_shallow_student_learns_the_labels_and_layers_of_its_assistant(
+    shallow: dict[str, Any], tmp_path: Path, models_folder: Path
+) -> None:
+    folder = write_small_task(tmp_path, students={"tiny": ENCODER, "shallow": shallow})
     env = replace(build_stage_context(folder, tmp_path / "home"), models=models_folder)
     env.lake.write(env.task_name, build_dataset(), ArtifactRecord("filtered_dataset", None, "v", "4", {}))
     state = TaskState(env.folder, env.lake)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
+from distill_dagster.config import StudentSpec
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.memory import Memory
 from distill_dagster.pipeline.stages.assistants import make_assistant_labels
 from distill_dagster.pipeline.stages.students import make_assistant_adapter, make_student_adapter
+from distill_dagster.student import memory
+from distill_dagster.student import train as training
+from distill_dagster.student.batches import WHOLE_STEP
+from distill_dagster.student.train import train_adapter
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.schemas import DATASET, build_frame
 from tests.support.task import TEXTS, build_stage_context, write_small_task
@@ -26,6 +36,27 @@ def build_dataset() -> pl.DataFrame:
             columns |= {"weight": 1.0, "split": "train", "teacher": "t", "completion_ids": [f"c-{label}{number}"]}
             rows.append(dict.fromkeys(DATASET) | columns)
     return build_frame(rows, DATASET, ("prompt_id",))
+
+
+def test_a_teacher_that_does_not_fit_in_memory_is_named_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has read before is enough: then it is not loaded, and need not fit."""
+    model = write_tiny_model(tmp_path / "model")
+    teacher = write_tiny_model(tmp_path / "teacher", seed=1)
+    objective = {"kind": "token_kd", "teacher": str(teacher)}
+    spec = StudentSpec(model=str(model), architecture="causal_lm", prompt="plain", epochs=1, objective=objective)
+    rows = [TrainRow(text, StudentPrompt.from_text(text), text) for text in ("abc", "defg")]
+    train = partial(train_adapter, spec, [], TaskSettings(), rows, [], models_folder=tmp_path, captured=tmp_path)
+    train(tmp_path / "before")
+    monkeypatch.setattr(memory, "measure_training_memory", lambda: Memory(10**9, 10**9))
+    monkeypatch.setattr(memory, "SHARE_OF_FREE", 1e-6)
+    monkeypatch.setattr(training, "check_model_fits", lambda *_, **__: None)
+    monkeypatch.setattr(training, "choose_micro_batches", lambda *_, **__: WHOLE_STEP)
+    train(tmp_path / "again")
+    rows.append(TrainRow("new", StudentPrompt.from_text("new"), "new"))
+    with pytest.raises(DistillError, match=r"The teacher .*teacher needs about .* next to the student"):
+        train(tmp_path / "new")
 
 
 def test_a_student_reads_the_weights_of_the_student_that_teaches_it(tmp_path: Path) -> None:

@@ -235,16 +235,6 @@ def test_auto_is_plain_where_chat_does_not_work(
             make_renderer(StudentSpec(prompt="chat", **values), SETTINGS, tokenizer).encode_prompts([ASKED])
 
 
-def test_auto_is_plain_where_chat_leaves_little_room_for_the_text(models_folder: Path) -> None:
-    tokenizer = make_tokenizer(models_folder, "qwen3")
-    values = {"model": "some/model", "architecture": "causal_lm"}
-    chat = make_renderer(StudentSpec(prompt="chat", max_tokens=256, **values), SETTINGS, tokenizer)
-    taken = len(chat.encode_prompts([StudentPrompt.from_text("")])[0].ids)
-    for max_tokens, style in ((2 * taken, "chat"), (2 * taken - 1, "plain")):
-        tokenizer = make_tokenizer(models_folder, "qwen3")
-        assert make_renderer(StudentSpec(max_tokens=max_tokens, **values), SETTINGS, tokenizer).style == style
-
-
 def test_a_plain_answer_is_cut_at_the_first_stop_token(models_folder: Path) -> None:
     renderer = PlainRenderer(make_tokenizer(models_folder, None), SETTINGS, 64, [7])
     ids = renderer.encode_answer("Answer: yes", ANSWER_CUE)

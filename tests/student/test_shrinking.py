@@ -177,6 +177,6 @@ def test_a_start_that_is_not_there_is_refused() -> None:
     check_student("small", small, "classification", False)
     check_assistant("small", {"large": deep, "small": small}, "classification", False)
     other = deep.model_copy(update={"revision": "v2", "shrink": ShrinkSpec(layers=4)})
-    with pytest.raises(ValueError, match="whose `revision` and `shrink` is another"):
+    with pytest.raises(ValueError, match="they differ in `revision` and `shrink`"):
         check_assistant("small", {"large": other, "small": small}, "classification", False)
     assert small.keep_rows_only(False).shrink == ShrinkSpec(layers=3), "seed_only has no teacher"

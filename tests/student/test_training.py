@@ -234,6 +234,7 @@ def test_a_label_without_probabilities_is_not_softened() -> None:
     """At T = 2 the best logits of a one-hot target would be twice as far apart: it counts as at T = 1."""
     rows = [TrainRow("a", StudentPrompt.from_text("a"), "red"), replace(ROWS[0], prompt_id="b")]
     assert [get_row_temperature(row, 2.0) for row in rows] == [1.0, 2.0]
+    assert get_row_temperature(replace(rows[0], soft={"red": 1.0}), 2.0) == 1.0, "votes that all agree"
     logits, targets = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), build_soft_targets(rows, ["red", "blue"], 2.0)
     both = compute_soft_loss(logits, targets, torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(both[0], compute_soft_loss(logits[:1], targets[:1], 1.0)[0])

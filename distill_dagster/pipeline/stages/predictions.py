@@ -277,7 +277,7 @@ def _describe_latency_method(task: Task, is_teacher_timed: bool) -> str:
     """How latency was measured, for the report."""
     few_shot, samples = task.teacher.few_shot, task.teacher.samples
     count = few_shot.draws * samples
-    requests = "answer" if count == 1 else f"{count} draws" if samples == 1 else f"{count} samples"
+    requests = f"{count} draws" if samples == 1 else f"{count} samples"
     search = ", without the search for the nearest examples" if few_shot.nearest else ""
     if not is_teacher_timed:
         teacher = "The teacher was not timed: its answers are recorded." if task.teacher.is_replay else ""

@@ -129,18 +129,19 @@ def read_training_data(inputs: StageInputs) -> TrainingData:
     """Read what a student learns from: rows of the dataset or of an assistant's labels, mixed as its settings say."""
     assert inputs.partition is not None
     task = inputs.env.folder.task
-    key = task.students[inputs.partition].assistant
-    mix, reasons = task.students[inputs.partition].data, task.writes_reasoning(inputs.partition)
+    spec = task.students[inputs.partition]
+    key = spec.assistant
+    mix, reasons = spec.data, task.writes_reasoning(inputs.partition)
     dataset = inputs.read_table("assistant_labels" if key else "filtered_dataset", DATASET, key)
     given = dataset.filter(pl.col("split") == "train")
     mixed = mix_rows(given, mix)
-    replayed = read_replayed_rows(inputs, mix, mixed.height, task.students[inputs.partition].seed)
+    replayed = read_replayed_rows(inputs, mix, mixed.height, spec.seed)
     train = build_train_rows(pl.concat([mixed, replayed]), "train", reasons)
     validation = build_train_rows(dataset, "validation", reasons)
     learned = list_row_identities(select_mixed_rows(given, mix))
     pairs = read_preference_pairs(inputs, train)
     assistant = None
-    if key is not None and reads_assistant(task.resolve_objective(inputs.partition)):
+    if key is not None and reads_assistant(task.resolve_objective(inputs.partition), spec.shrink):
         assistant = task.students[key], inputs.find_folder("assistant_adapter", key)
     return TrainingData(train, validation, learned, pairs, count_mix(given, mixed, replayed), assistant)
 

@@ -67,7 +67,7 @@ def train_on_own_samples(
         return trainer
 
     longest = max(map(len, prompts)) + phase.max_tokens
-    rows_at_once = micro_batches.count_rows(longest, phase.batch_size)
+    rows_at_once = micro_batches.count_rows(longest, min(phase.batch_size, student.spec.batch_size))
     train_phase(student, phase, [{"prompt": list(ids)} for ids in prompts], build_trainer, log, what, rows_at_once)
 
 
@@ -78,6 +78,11 @@ def check_on_policy_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, mode
         DistillError: it has another vocabulary than the student, or does not fit in memory.
         ModelError: it cannot be found.
     """
+    _check_vocabulary(student, phase, models_folder)
+    check_teacher_fits(phase.teacher, phase.revision, "auto", models_folder)
+
+
+def _check_vocabulary(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> None:
     import transformers
 
     resolved = models.resolve_model(phase.teacher, models_folder, phase.revision)
@@ -88,7 +93,6 @@ def check_on_policy_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, mode
             f"`then`: the teacher {phase.teacher} has another vocabulary than {student.spec.model}, so their "
             f"probabilities cannot be compared. Use a teacher of the same family, or leave on_policy out."
         )
-    check_teacher_fits(phase.teacher, phase.revision, "auto", models_folder)
 
 
 def load_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> Any:
@@ -98,12 +102,12 @@ def load_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: 
     vocabulary up to different numbers.
 
     Raises:
-        DistillError: as `check_on_policy_teacher`.
+        DistillError: it has another vocabulary than the student.
         ModelError: it cannot be found or loaded.
     """
     import transformers
 
-    check_on_policy_teacher(student, phase, models_folder)
+    _check_vocabulary(student, phase, models_folder)
     resolved = models.resolve_model(phase.teacher, models_folder, phase.revision)
     dtype = loading.get_torch_dtype("auto")
     teacher = models.load_pretrained(transformers.AutoModelForCausalLM, phase.teacher, resolved, dtype=dtype)

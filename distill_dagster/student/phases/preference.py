@@ -63,8 +63,8 @@ def train_on_pairs(
         )
 
     longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
-    pairs_at_once = micro_batches.count_rows(2 * longest, phase.batch_size)
-    train_phase(student, phase, rows, build_trainer, log, what, pairs_at_once)
+    answers_at_once = micro_batches.count_rows(longest, 2 * min(phase.batch_size, student.spec.batch_size))
+    train_phase(student, phase, rows, build_trainer, log, what, answers_at_once // 2)
 
 
 def select_pairs(pairs: Sequence[PreferencePair], per_prompt: int) -> list[PreferencePair]:

@@ -31,7 +31,7 @@ def run_phases(
         pairs: kept and rejected answers. Without any, a preference phase does nothing, as its log says.
         validate: measures the student on validation; empty without validation rows.
         what: the name of the training in progress reports.
-        micro_batches: how the objective's steps were cut. A phase computes no more tokens at once.
+        micro_batches: how the objective's steps were cut. Those of a phase are cut in the same way.
     """
     logs = []
     before = validate()
