@@ -11,6 +11,7 @@ import polars as pl
 
 from distill_dagster.config import Task
 from distill_dagster.core import progress
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
 from distill_dagster.curation.candidates.choose import choose_candidates
@@ -277,7 +278,7 @@ def _describe_latency_method(task: Task, is_teacher_timed: bool) -> str:
     """How latency was measured, for the report."""
     few_shot, samples = task.teacher.few_shot, task.teacher.samples
     count = few_shot.draws * samples
-    requests = f"{count} draws" if samples == 1 else f"{count} samples"
+    requests = count_noun(count, "draw" if samples == 1 else "sample")
     search = ", without the search for the nearest examples" if few_shot.nearest else ""
     if not is_teacher_timed:
         teacher = "The teacher was not timed: its answers are recorded." if task.teacher.is_replay else ""
