@@ -121,7 +121,7 @@ DEMO := support_triage$(TEACHER:%=_%)
 TASK_FOLDERS = $(or $(DISTILL_TASKS),data/tasks)
 demo: $(SETUP) ## distil the bundled task, support_triage, into two students and compare them
 	@[ -n "$$DISTILL_HOME" ] || [ -e data/reports/$(DEMO) ] || \
-		echo "demo: about $(if $(TEACHER),ten,$(if $(STUDENT),two to four,five)) minutes on two cores. Ctrl-C loses nothing: the next make demo continues."
+		echo "demo: about $(if $(TEACHER),eight,$(if $(STUDENT),two to four,five)) minutes on two cores. Ctrl-C loses nothing: the next make demo continues."
 	@$(if $(TEACHER),[ -e $(TASK_FOLDERS)/$(DEMO) ] || $(BIN)/distill copy support_triage $(DEMO) --teacher $(TEACHER) \
 		--no-imagined --set teacher.few_shot.nearest=0 --set teacher.few_shot.per_label=1 --set teacher.few_shot.draws=2 \
 		--set teacher.few_shot.seed=4 --set teacher.calibration=examples --set teacher.calibration_items=2)
