@@ -8,7 +8,10 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
@@ -52,6 +55,26 @@ def wanted(arguments: argparse.Namespace, name: str) -> Path | None:
     """Return where figures go: `--json`, else the results folder. A `--quick` run writes nothing there."""
     given: Path | None = arguments.json
     return given or (None if arguments.quick else RESULTS / f"{name}.json")
+
+
+@contextmanager
+def open_home(given: Path | None) -> Iterator[Path]:
+    """The folder of everything that tasks generate: the given one, or one that is removed at the end."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = given or Path(temporary)
+        os.environ["DISTILL_HOME"] = str(root)
+        yield root
+
+
+def read_score(facts: dict[str, Any]) -> dict[str, Any]:
+    """A system's accuracy on golden and its interval, from metrics.json."""
+    score = facts["score"]
+    return {"accuracy": round(score["value"], 4), "interval": [round(score[end], 4) for end in ("low", "high")]}
+
+
+def name_verdict(values: dict[str, Any]) -> str:
+    """Whether distilling paid, from metrics.json."""
+    return {True: "yes", False: "no", None: "undecided"}[values["verdict"]["worth_it"]]
 
 
 def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> None:

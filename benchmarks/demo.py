@@ -15,18 +15,16 @@ the embedded teacher, on a few tickets.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import peak_mb, run_task, wanted, write_result
+from common import name_verdict, open_home, peak_mb, read_score, run_task, wanted, write_result
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.evaluation.recommendation import HAD_TEACHER
@@ -142,13 +140,12 @@ def list_systems(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         for name, facts in values["systems"].items():
             if name in SHARED and any(row["system"] == name for row in rows):
                 continue
-            score, usd, latency = facts["score"], facts["cost_usd_per_1k"], facts["latency_s"]["p50"]
+            usd, latency = facts["cost_usd_per_1k"], facts["latency_s"]["p50"]
             rows.append(
                 {
                     "system": name,
                     "student": None if name in SHARED else student,
-                    "accuracy": round(score["value"], 4),
-                    "interval": [round(score["low"], 4), round(score["high"], 4)],
+                    **read_score(facts),
                     "latency_s": round(latency, 5) if latency is not None else None,
                     "bytes": facts["bytes"],
                     "usd_per_1k": float(f"{usd:.3g}") if usd is not None else None,
@@ -178,7 +175,7 @@ def read_metrics(values: dict[str, Any], suffix: str) -> dict[str, Any]:
         f"best_baseline_name{suffix}": max(others, key=lambda name: others[name]),
         f"retention{suffix}": round(values["retention"]["value"], 4),
         f"distilled_dev{suffix}": round(dev["distilled"], 4),
-        f"worth_it{suffix}": {True: "yes", False: "no", None: "undecided"}[values["verdict"]["worth_it"]],
+        f"worth_it{suffix}": name_verdict(values),
     }
 
 
@@ -189,9 +186,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--home", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = arguments.home or Path(temporary)
-        os.environ["DISTILL_HOME"] = str(root)
+    with open_home(arguments.home) as root:
         home = Home(root=root, tasks=PROJECT_FOLDER / "data" / "tasks")
         task = TASK
         if arguments.embedded or arguments.quick:

@@ -9,13 +9,11 @@ teacher's solutions. Golden has 40 problems, so an accuracy is known to about 15
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import yaml
-from common import run_task, wanted, write_result
+from common import name_verdict, open_home, read_score, run_task, wanted, write_result
 
 from distill_dagster.core.paths import PROJECT_FOLDER
 
@@ -28,9 +26,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--home", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = arguments.home or Path(temporary)
-        os.environ["DISTILL_HOME"] = str(root)
+    with open_home(arguments.home) as root:
         tasks = root / "tasks"
         shutil.copytree(PROJECT_FOLDER / "data" / "tasks" / TASK, tasks / TASK, dirs_exist_ok=True)
         if arguments.quick:
@@ -40,15 +36,9 @@ def main() -> None:
         _, metrics = run_task(root, tasks, TASK, [STUDENT])
         values = metrics[STUDENT]
         figures = {
-            "verdict": {True: "yes", False: "no", None: "undecided"}[values["verdict"]["worth_it"]],
+            "verdict": name_verdict(values),
             "systems": [
-                {
-                    "system": name,
-                    "accuracy": round(facts["score"]["value"], 4),
-                    "interval": [round(facts["score"][end], 4) for end in ("low", "high")],
-                    "items": facts["n"],
-                }
-                for name, facts in values["systems"].items()
+                {"system": name, **read_score(facts), "items": facts["n"]} for name, facts in values["systems"].items()
             ],
         }
     for name, value in figures.items():

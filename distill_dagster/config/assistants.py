@@ -38,7 +38,7 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
             f"{place}, an encoder, which has no probabilities of tokens. objective token_kd needs a student with "
             f"`architecture: causal_lm`"
         )
-    if student.shrink is not None and student.shrink.start == "teacher":
+    if student.starts_trained:
         same = ("model", "revision", "architecture", "shrink", "quantization")
         deep = student.model_copy(update={"shrink": None, "quantization": "none"})
         if other := [field for field in same if getattr(assistant, field) != getattr(deep, field)]:

@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Discriminator, Field
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import ConfigModel, ShortForm
 from distill_dagster.config.matching import AttentionObjectiveSpec, HiddenStateObjectiveSpec
-from distill_dagster.config.shrink import ShrinkSpec
 
 MaxReasoningTokens = Annotated[
     Annotated[int, Field(ge=1, le=8192)] | None,
@@ -145,13 +144,6 @@ def build_objective(
 def writes_reasoning(objective: Objective, has_labels: bool, task_reasoning: bool) -> bool:
     """Whether a student writes reasoning before its answer. With `token_kd` it writes what the teacher wrote."""
     return objective.kind == "reasoning" or (objective.kind == "token_kd" and task_reasoning and not has_labels)
-
-
-def reads_assistant(objective: Objective, shrink: ShrinkSpec | None) -> bool:
-    """Whether a student needs the weights of the student that teaches it, not only its answers."""
-    if shrink is not None and shrink.start == "teacher":
-        return True
-    return objective.kind in MATCHING_OBJECTIVES or (objective.kind == "token_kd" and objective.teacher is None)
 
 
 def check_objective(objective: Objective, architecture: str, kind: str, task_reasoning: bool) -> None:

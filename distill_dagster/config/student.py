@@ -214,6 +214,11 @@ class StudentSpec(ConfigModel):
         """The name of the student that teaches this one; None if the task's teacher does."""
         return self.teacher.removeprefix("student:") if self.teacher else None
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether training begins with layers of the student that teaches this one."""
+        return self.shrink is not None and self.shrink.start == "teacher"
+
     def resolve_objective(self, has_labels: bool, task_reasoning: bool) -> Objective:
         """The objective of this student: the one that is given, or the default of its task.
 
@@ -265,6 +270,12 @@ BASE_MODEL_SETTINGS = (
 """A student's settings that change the answers of its base, the untrained model."""
 
 
+def reads_assistant(student: StudentSpec, objective: Objective) -> bool:
+    """Whether a student needs the weights of the student that teaches it, not only its answers."""
+    reads_layers = student.starts_trained or objective.kind in MATCHING_OBJECTIVES
+    return reads_layers or (objective.kind == "token_kd" and objective.teacher is None)
+
+
 def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -> None:
     """Check that a student can learn the answers of a task.
 
@@ -308,7 +319,7 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
             f"student {name!r}: objective {objective.kind} imitates a deeper encoder. Set `shrink`, so that it "
             f"imitates its own model in full depth, or `teacher: student:<name>`"
         )
-    if student.shrink is not None and student.shrink.start == "teacher":
+    if student.starts_trained:
         if student.assistant is None:
             raise ValueError(
                 f"student {name!r}: `shrink.start: teacher` begins with the layers of a trained student. Name it with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from distill_dagster.config import StudentSpec, Task
-from distill_dagster.config.objective import reads_assistant
+from distill_dagster.config.student import reads_assistant
 from distill_dagster.pipeline.stage_table import SOURCES, STAGES, Stage
 
 _ASSISTANTS = ("assistant_adapter", "assistant_labels")
@@ -41,7 +41,7 @@ def _select_for_student(task: Task, stage: Stage, names: list[str], partition: s
         if partition in task.list_assistants():
             return ["assistant_adapter"]
         other = ("filtered_dataset",) if student.assistant else _ASSISTANTS
-        if not reads_assistant(task.resolve_objective(partition), student.shrink):
+        if not reads_assistant(student, task.resolve_objective(partition)):
             other = (*other, "assistant_adapter")
         return [name for name in names if name not in other]
     if stage.name == "predictions" and student.assistant is None:

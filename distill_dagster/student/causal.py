@@ -235,13 +235,10 @@ class CausalStudent(LabelPredictions, CausalModel):
 
         paths = [self.trie.paths[item["label"]] for item in items]
         answers = torch.full((len(items), max(map(len, paths))), losses.IGNORE_INDEX)
-        forced = torch.zeros(answers.shape)
-        for row, (path, item) in enumerate(zip(paths, items, strict=True)):
+        for row, path in enumerate(paths):
             answers[row, -len(path) :] = torch.tensor(path)
-            forced[row, -len(path) :] = torch.tensor(self.trie.find_forced(item["label"]))
         return self._build_inputs([item["ids"] for item in items]) | {
             "answers": answers,
-            "forced": forced,
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
             "temperature": torch.tensor([item["temperature"] for item in items]),
@@ -326,12 +323,12 @@ class CausalStudent(LabelPredictions, CausalModel):
         Args:
             hard: the negative log-likelihood of each token on the path, shape (rows, columns).
         """
-        total = (hard * batch["forced"]).sum(1)
+        by_token = hard.clone()  # of a token that is no choice, such as the end, this is the likelihood of the only one
         for index, rows, columns in self._find_branches(logits, batch):
             found = logits[rows, columns]
             children = found[:, list(self.trie.branches[index].children)]
-            total[rows] = total[rows] + found.logsumexp(-1) - children.logsumexp(-1)
-        return total
+            by_token[rows, columns] = found.logsumexp(-1) - children.logsumexp(-1)
+        return by_token.sum(1)
 
     def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:
         """How many tokens of each prompt the model reads."""

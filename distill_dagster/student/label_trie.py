@@ -71,11 +71,6 @@ class LabelTrie:
         """Whether all labels differ in their first token, so that one forward pass is enough."""
         return len(self.branches) == 1 and not self.branches[0].prefix
 
-    def find_forced(self, label: int) -> list[float]:
-        """For each token of a label's path 1 if it is the only one that can follow, else 0."""
-        choices = {len(self.branches[branch].prefix) for branch, _ in self.steps[label]}
-        return [float(place not in choices) for place in range(len(self.paths[label]))]
-
     def find_probes(self) -> list[tuple[int, ...]]:
         """Find token sequences that together visit all branches: the prefixes that no other prefix extends."""
         prefixes = [branch.prefix for branch in self.branches]

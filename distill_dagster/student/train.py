@@ -145,7 +145,7 @@ def train_adapter(
     _forget_peak()
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
-    if starts_trained := spec.shrink is not None and spec.shrink.start == "teacher":
+    if spec.starts_trained:
         if assistant is None:
             raise DistillError(
                 "`shrink.start: teacher` begins with a trained student, and there is none to begin with."
@@ -184,7 +184,7 @@ def train_adapter(
         teacher = find_teacher_model(student, student.objective, labels, models_folder, assistant)
         log.rows_captured = add_teacher_log_probs(student, items, rows, teacher, student.objective, captured)
         taught_by = teacher.identity
-        if starts_trained and assistant is not None:
+        if spec.starts_trained and assistant is not None:
             taught_by += hash_folder(assistant[1])
     elif assistant is not None:
         taught_by = hash_folder(assistant[1])

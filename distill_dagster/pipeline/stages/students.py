@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.config.objective import reads_assistant
+from distill_dagster.config.student import reads_assistant
 from distill_dagster.core import plots
 from distill_dagster.core.files import link_files
 from distill_dagster.core.hashing import hash_folder
@@ -141,7 +141,7 @@ def read_training_data(inputs: StageInputs) -> TrainingData:
     learned = list_row_identities(select_mixed_rows(given, mix))
     pairs = read_preference_pairs(inputs, train)
     assistant = None
-    if key is not None and reads_assistant(task.resolve_objective(inputs.partition), spec.shrink):
+    if key is not None and reads_assistant(spec, task.resolve_objective(inputs.partition)):
         assistant = task.students[key], inputs.find_folder("assistant_adapter", key)
     return TrainingData(train, validation, learned, pairs, count_mix(given, mixed, replayed), assistant)
 
