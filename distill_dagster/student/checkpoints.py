@@ -80,6 +80,11 @@ class Checkpoints:
         """The folder of this training's TensorBoard files. They stay, so that trainings can be compared."""
         return self.work / "tensorboard" / self.key[:8]
 
+    @property
+    def run_name(self) -> str:
+        """The name of this training in MLflow: task, asset and student."""
+        return "/".join(self.work.parts[-3:])
+
     def clean(self) -> None:
         """Delete checkpoints of other trainings below `work`, and those that a killed process left incomplete."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -196,7 +196,11 @@ def train_adapter(
     if spec.then:
         assert not isinstance(student, EncoderStudent), "an encoder has no phases, see config.phases.check_phase"
         measure = partial(compute_validation_scores, student, validation) if validation else dict
-        log.phases = run_phases(student, rows, pairs, models_folder, measure, what, micro_batches)
+        log_folder = saved.tensorboard if saved is not None else None
+        run_name = saved.run_name if saved is not None else None
+        log.phases = run_phases(
+            student, rows, pairs, models_folder, measure, what, micro_batches, log_folder=log_folder, run_name=run_name
+        )
     wait_for_ranks()
     if is_first_rank():
         _save_student(student, labels, log, out)
@@ -272,7 +276,7 @@ def _fit(
         watcher = TrainingWatcher(log, validation, best, len(batches), save_every, what, on_validation)
         folder = saved.folder if saved is not None else Path(scratch)
         checkpoint = saved.find_latest() if saved is not None else None
-        run_name = "/".join(saved.work.parts[-3:]) if saved is not None else what  # task, asset and student
+        run_name = saved.run_name if saved is not None else None
         arguments = build_arguments(spec, folder, log.epochs, len(batches), run_name)
         callbacks: list[Any] = [watcher]
         if saved is not None and is_first_rank():

@@ -94,6 +94,8 @@ class StudentTrainer(transformers.Trainer):
             total += loss.detach()
             for name, value in weighted.items():
                 self._loss_sums[name] = self._loss_sums.get(name, torch.zeros_like(total)) + value.detach()
+        if not inputs:  # float16 learns the scale of its loss in a backward pass, also on a rank without rows
+            self.accelerator.backward(torch.zeros((), device=self.args.device, requires_grad=True))
         self._sum_gradients_over_ranks()
         return total
 

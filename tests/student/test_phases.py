@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.memory import Memory
 from distill_dagster.student import memory, train
@@ -20,10 +21,11 @@ from distill_dagster.student.phases.encoding import encode_row
 from distill_dagster.student.phases.on_policy import load_teacher
 from distill_dagster.student.phases.preference import encode_pairs, select_pairs
 from distill_dagster.student.phases.run import run_phases
-from distill_dagster.student.phases.trl_trainer import train_phase
+from distill_dagster.student.phases.trl_trainer import PhaseRun, train_phase
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import PhaseLog, PreferencePair, StudentPrompt, TaskSettings, TrainRow
+from tests.student.test_checkpoints import read_tensorboard
 from tests.support.tiny_model import teach_texts, write_tiny_model
 
 SETTINGS = TaskSettings("P")
@@ -106,6 +108,29 @@ def test_a_student_learns_a_teachers_answers_on_its_own_samples(undecided: Path,
     assert share_of_ones(load_predictor(student, [], SETTINGS, tmp_path, tmp_path / "out")) > 0.9
 
 
+def test_a_phase_has_tensorboard_files_of_its_own(undecided: Path, tmp_path: Path) -> None:
+    """A phase that ends early starts over: what it logged before is hidden."""
+    phase = {"kind": "preference", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
+    student = spec(undecided, phase)
+    rows, pairs, work = ROWS[:16], PAIRS[:16], tmp_path / "work"
+
+    def listen(made: progress.Progress) -> None:
+        if made.work.startswith("preference") and made.done == 3:
+            raise KeyboardInterrupt
+
+    with progress.listen_to_progress(listen), pytest.raises(KeyboardInterrupt):
+        train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
+    log = train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
+    [training] = (work / "tensorboard").iterdir()
+    figures = read_tensorboard(training / "phase-1-preference")
+    [made] = log.phases
+    assert figures["train/loss"] == {step: pytest.approx(loss, abs=1e-6) for step, loss in made.losses}
+    assert list(figures["train/loss"]) == [1, 2, 3, 4]
+    margins = made.metrics["rewards/margins"]
+    assert list(figures["train/rewards/margins"].values()) == pytest.approx(margins, abs=1e-6)
+    assert len(list(training.glob("events.*"))) == 2, "the training itself has its files beside the phase's"
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "dora", "full"])
 def test_a_phase_leaves_nothing_but_weights(
     undecided: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
@@ -159,7 +184,13 @@ def test_a_phase_in_float16_scales_its_loss(undecided: Path, tmp_path: Path, dty
         raise DistillError("seen")
 
     with pytest.raises(DistillError, match="seen"):
-        train_phase(student, student.spec.then[0], [{"prompt_ids": [1]}], build_trainer, PhaseLog("preference"), "test")
+        train_phase(
+            student,
+            student.spec.then[0],
+            [{"prompt_ids": [1]}],
+            build_trainer,
+            PhaseRun(PhaseLog("preference"), "test"),
+        )
     assert given[0]["fp16"] is scaled
 
 
@@ -257,7 +288,9 @@ def test_a_phase_computes_as_few_pairs_at_once_as_the_training(undecided: Path, 
 
     for most in (None, 100, 3, 1):
         with pytest.raises(DistillError, match="seen"):
-            train_phase(student, student.spec.then[0], rows, build_trainer, PhaseLog("preference"), "test", most)
+            train_phase(
+                student, student.spec.then[0], rows, build_trainer, PhaseRun(PhaseLog("preference"), "test"), most
+            )
     steps = [(one["per_device_train_batch_size"], one["gradient_accumulation_steps"]) for one in given]
     assert steps == [(8, 1), (8, 1), (2, 4), (1, 8)]
 

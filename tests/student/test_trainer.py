@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from distill_dagster.student.train import train_adapter
 from tests.student.test_training import LABELS, ROWS, SETTINGS
 from tests.support.tiny_model import write_tiny_model
 
+if TYPE_CHECKING:
+    from distill_dagster.student.trainer import StudentTrainer
+
 WEIGHTED = [replace(row, weight=0.5 + number % 3) for number, row in enumerate(ROWS[:24])]
 
 
@@ -29,8 +33,8 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StudentSpec:
     )
 
 
-def fit(spec: StudentSpec, folder: Path, micro_batch_size: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Weights and logged losses after three epochs of two steps, the second with 8 rows."""
+def build_trainer(spec: StudentSpec, folder: Path, micro_batch_size: int) -> StudentTrainer:
+    """For three epochs of two steps, the second with 8 rows."""
     from distill_dagster.student.trainer import StudentTrainer, build_arguments
 
     student = CausalStudent(spec, LABELS, SETTINGS, folder)
@@ -38,9 +42,14 @@ def fit(spec: StudentSpec, folder: Path, micro_batch_size: int) -> tuple[dict[st
     items = student.encode(WEIGHTED)
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     arguments = build_arguments(spec, folder, 3, len(batches))
-    trainer = StudentTrainer(student, items, batches, MicroBatches(micro_batch_size), arguments, [])
+    return StudentTrainer(student, items, batches, MicroBatches(micro_batch_size), arguments, [])
+
+
+def fit(spec: StudentSpec, folder: Path, micro_batch_size: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Trained weights and logged losses."""
+    trainer = build_trainer(spec, folder, micro_batch_size)
     trainer.train()
-    weights = {name: weight.detach() for name, weight in list_trained_weights(student.trained_module).items()}
+    weights = {name: weight.detach() for name, weight in list_trained_weights(trainer.student.trained_module).items()}
     return weights, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -65,6 +74,25 @@ def test_a_logged_loss_is_the_weighted_mean_over_the_rows(spec: StudentSpec, tmp
     with torch.no_grad():
         expected = (losses.sum_parts(student.compute_loss(batch)) * batch["weight"]).mean()
     assert logged[0] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_rank_without_rows_in_the_first_step_has_a_scale_of_the_loss(spec: StudentSpec, tmp_path: Path) -> None:
+    """The scaler of float16 gets its scale in a backward pass, and its optimizer cannot make a step before."""
+    trainer = build_trainer(spec, tmp_path, 4)
+    scaler = torch.amp.GradScaler("cpu")
+    trainer.accelerator.scaler = scaler
+    assert trainer.training_step(trainer.model, []) == 0
+    optimizer = trainer.create_optimizer()
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # what the other ranks gave
+            weight.grad = torch.ones_like(weight)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert all(
+        (weight.grad == 1 / scaler.get_scale()).all()
+        for weight in trainer.model.parameters()
+        if weight.grad is not None
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains in float16, with a scaled loss")

@@ -10,12 +10,11 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
 from distill_dagster.student.memory import check_teacher_fits
 from distill_dagster.student.phases.encoding import encode_row
-from distill_dagster.student.phases.trl_trainer import train_phase
-from distill_dagster.student.types import PhaseLog, TrainRow
+from distill_dagster.student.phases.trl_trainer import PhaseRun, train_phase
+from distill_dagster.student.types import TrainRow
 
 if TYPE_CHECKING:
     from distill_dagster.config.phases import OnPolicyPhaseSpec
-    from distill_dagster.student.batches import MicroBatches
     from distill_dagster.student.causal import CausalModel
 
 BETAS = {"forward_kl": 0.0, "jensen_shannon": 0.5, "reverse_kl": 1.0}
@@ -27,9 +26,7 @@ def train_on_own_samples(
     phase: OnPolicyPhaseSpec,
     rows: list[TrainRow],
     models_folder: Path,
-    micro_batches: MicroBatches,
-    log: PhaseLog,
-    what: str,
+    run: PhaseRun,
 ) -> None:
     """Let the student answer the prompts of its training rows, and learn the teacher's probabilities along its answers.
 
@@ -39,8 +36,8 @@ def train_on_own_samples(
     """
     teacher = load_teacher(student, phase, models_folder)
     prompts = sorted({tuple(encode_row(student, row)[0]) for row in rows})
-    log.rows, ends = len(prompts), student.renderer.stops
-    log.metrics = {"completions/mean_length": [], "completions/clipped_ratio": []}
+    run.log.rows, ends = len(prompts), student.renderer.stops
+    run.log.metrics = {"completions/mean_length": [], "completions/clipped_ratio": []}
 
     def build_trainer(settings: dict[str, Any], dataset: Any) -> Any:
         from trl import DistillationConfig, DistillationTrainer
@@ -67,8 +64,8 @@ def train_on_own_samples(
         return trainer
 
     longest = max(map(len, prompts)) + phase.max_tokens
-    rows_at_once = micro_batches.count_rows(longest, min(phase.batch_size, student.spec.batch_size))
-    train_phase(student, phase, [{"prompt": list(ids)} for ids in prompts], build_trainer, log, what, rows_at_once)
+    rows_at_once = run.micro_batches.count_rows(longest, min(phase.batch_size, student.spec.batch_size))
+    train_phase(student, phase, [{"prompt": list(ids)} for ids in prompts], build_trainer, run, rows_at_once)
 
 
 def check_on_policy_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> None:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.student import loading
 from distill_dagster.student.phases.encoding import encode_row
-from distill_dagster.student.phases.trl_trainer import train_phase
-from distill_dagster.student.types import PhaseLog, PreferencePair
+from distill_dagster.student.phases.trl_trainer import PhaseRun, train_phase
+from distill_dagster.student.types import PreferencePair
 
 if TYPE_CHECKING:
     from distill_dagster.config.phases import PreferencePhaseSpec
-    from distill_dagster.student.batches import MicroBatches
     from distill_dagster.student.causal import CausalModel
 
 METRICS = ("rewards/accuracies", "rewards/margins")
@@ -22,9 +21,7 @@ def train_on_pairs(
     student: CausalModel,
     phase: PreferencePhaseSpec,
     pairs: Sequence[PreferencePair],
-    micro_batches: MicroBatches,
-    log: PhaseLog,
-    what: str,
+    run: PhaseRun,
 ) -> None:
     """Make the kept answers of pairs more likely than the rejected ones.
 
@@ -34,8 +31,8 @@ def train_on_pairs(
     """
     selected = select_pairs(pairs, phase.pairs_per_prompt)
     rows = encode_pairs(student, selected)
-    log.rows, log.left_out = len(rows), len(selected) - len(rows)
-    log.metrics = {name: [] for name in METRICS}
+    run.log.rows, run.log.left_out = len(rows), len(selected) - len(rows)
+    run.log.metrics = {name: [] for name in METRICS}
     if not rows:
         return
 
@@ -63,8 +60,8 @@ def train_on_pairs(
         )
 
     longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
-    answers_at_once = micro_batches.count_rows(longest, 2 * min(phase.batch_size, student.spec.batch_size))
-    train_phase(student, phase, rows, build_trainer, log, what, answers_at_once // 2)
+    answers_at_once = run.micro_batches.count_rows(longest, 2 * min(phase.batch_size, student.spec.batch_size))
+    train_phase(student, phase, rows, build_trainer, run, answers_at_once // 2)
 
 
 def select_pairs(pairs: Sequence[PreferencePair], per_prompt: int) -> list[PreferencePair]:

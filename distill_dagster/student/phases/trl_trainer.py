@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from distill_dagster.config.phases import ALIGN_REMEDY
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
+from distill_dagster.student.batches import WHOLE_STEP, MicroBatches
 from distill_dagster.student.types import PhaseLog
 
 if TYPE_CHECKING:
@@ -22,6 +25,22 @@ if TYPE_CHECKING:
 
 REFERENCE_ADAPTER = "ref"
 """The adapter that TRL adds as a frozen copy of the student before the phase."""
+
+
+@dataclass(frozen=True)
+class PhaseRun:
+    """What a phase runs with besides its student and its data.
+
+    `what` is the name of the training in progress reports, `run_name` that of the phase in MLflow. `micro_batches` says
+    how the objective's steps were cut: those of the phase are cut in the same way. TensorBoard files are written to
+    `log_folder`; without a folder the figures are in the log only.
+    """
+
+    log: PhaseLog
+    what: str
+    micro_batches: MicroBatches = WHOLE_STEP
+    log_folder: Path | None = None
+    run_name: str | None = None
 
 
 def require_trl() -> None:
@@ -44,22 +63,20 @@ def train_phase(
     phase: PhaseSpec,
     rows: list[dict[str, Any]],
     build_trainer: Callable[[dict[str, Any], Any], Any],
-    log: PhaseLog,
-    what: str,
+    run: PhaseRun,
     rows_at_once: int | None = None,
 ) -> None:
     """Run one phase on rows of token ids and add its figures to the log.
 
     Args:
         build_trainer: builds a TRL trainer from keyword arguments of its config and a dataset of the rows.
-        what: the name of the training in progress reports.
         rows_at_once: a step computes at most as many at once, and adds up their gradients. None: all.
     """
     import datasets
     import torch
     import transformers
 
-    spec = student.spec
+    spec, log = student.spec, run.log
     batch_size = min(phase.batch_size, len(rows))
     most = max(1, rows_at_once or batch_size)
     at_once = max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= most)
@@ -71,7 +88,7 @@ def train_phase(
     class _Watcher(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             loss = log.losses[-1][1] if log.losses else None
-            progress.report_progress(f"{phase.kind} phase of {what}", state.global_step, steps, loss=loss)
+            progress.report_progress(f"{phase.kind} phase of {run.what}", state.global_step, steps, loss=loss)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
@@ -94,6 +111,7 @@ def train_phase(
             "save_strategy": "no",
             "eval_strategy": "no",
             "report_to": [],
+            "run_name": run.run_name,
             "disable_tqdm": True,
             "bf16": is_mixed,  # an adapter is in float32, its base in the student's number format
             "fp16": spec.dtype == "float16",  # scales the loss, as `trainer.build_arguments` does
@@ -106,6 +124,12 @@ def train_phase(
         for parameter, data in weights:  # TRL rounds an adapter of 4-bit weights to bfloat16
             parameter.data = data
         trainer.add_callback(_Watcher())
+        if run.log_folder is not None:
+            from distill_dagster.student.training_logs import build_log_callbacks
+
+            # A phase starts over, so that only what its last run logged counts.
+            for callback in build_log_callbacks(run.log_folder, first_step=1):
+                trainer.add_callback(callback)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         log.steps = trainer.state.global_step
