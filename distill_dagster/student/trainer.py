@@ -6,6 +6,7 @@ Import this module inside functions: it loads torch and transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,17 @@ class StudentTrainer(transformers.Trainer):
         self.student, self.items, self.batches, self.micro_batches = student, items, batches, micro_batches
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._logged_step = 0
+        if arguments.world_size > 1:
+            # This class sums the gradients of ranks. DistributedDataParallel would do it too, in a copy of all of them.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def train(self, *args: Any, **named: Any) -> Any:
+        """Train as `transformers.Trainer` does. All ranks start with the weights of the first one."""
+        if self.args.world_size > 1:
+            for weight in self.model.parameters():
+                if weight.requires_grad:
+                    torch.distributed.broadcast(weight.data, src=0)
+        return super().train(*args, **named)
 
     def get_train_dataloader(self) -> Any:
         return StepLoader(self.items, batch_sampler=self.batches, collate_fn=self._cut_step)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,48 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path, monkeypatch: py
     weights = load_file(tmp_path / "ranks" / "adapter_model.safetensors")
     for name, weight in load_file(tmp_path / "alone" / "adapter_model.safetensors").items():
         torch.testing.assert_close(weights[name], weight, atol=1e-4, rtol=0)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from distill_dagster.config import StudentSpec
+from distill_dagster.student.ranks import get_rank, join_ranks
+from tests.student.test_trainer import build_trainer
+
+join_ranks()
+folder = Path(sys.argv[1])
+trainer = build_trainer(StudentSpec.model_validate_json((folder / "spec.json").read_text()), folder, 4)
+weights = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+for one in weights.values():
+    one.data += 0.01 * get_rank()
+trainer.train()
+assert trainer.model_wrapped is trainer.model, type(trainer.model_wrapped)
+save_file({name: one.detach() for name, one in weights.items()}, folder / f"{get_rank()}.safetensors")
+"""
+
+
+def test_ranks_start_equal_and_keep_no_copy_of_the_gradients(tmp_path: Path) -> None:
+    """As DistributedDataParallel would. Here the weights of the second rank are others before the training."""
+    spec = make_spec(write_tiny_model(tmp_path / "tiny", size=32))
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    (tmp_path / "rank.py").write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [*launcher, str(tmp_path / "rank.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, atol=0, rtol=0)
 
 
 def test_two_ranks_read_what_the_first_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
