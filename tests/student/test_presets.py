@@ -126,6 +126,21 @@ def test_a_preset_trains_and_generates(name: str, tmp_path: Path) -> None:
     assert served(text, add_special_tokens=False)["input_ids"] == sample["prompt_ids"], "a server renders the same"
 
 
+@pytest.mark.parametrize(("name", "like"), [("llama-3.1-8b", "llama-3.1-8b"), ("qwen3-8b", "qwen3-0.6b")])
+def test_a_preset_in_4_bits_trains_and_generates(name: str, like: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "base", like)
+    own = {"model": str(tmp_path / "base"), "dtype": "float32", "answer_tokens": 24}
+    spec = StudentSpec(preset=name, **own, epochs=60, learning_rate=1e-2, batch_size=3, patience=None)
+    assert spec.method == "qlora"
+    log = train_adapter(spec, [], SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+    assert log.losses[-1][2] < 0.1 < log.losses[0][2]
+    asked = [row.prompt for row in ROWS]
+    found = load_predictor(spec, [], SETTINGS, tmp_path, tmp_path / "out").predict(asked)
+    assert [one.raw_text for one in found] == [row.target for row in ROWS], "each answer ends"
+    again = load_predictor(spec, [], SETTINGS, tmp_path, tmp_path / "out")
+    assert again.predict(asked) == found
+
+
 def test_labels_are_chosen_behind_a_chat_prompt(tmp_path: Path) -> None:
     """The probabilities are those of the label's first tokens after what a server renders from the saved template."""
     write_model(tmp_path / "base", "qwen3-0.6b")
