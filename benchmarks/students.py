@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/students.py --data FOLDER [--parts shrink table soft_hard commonsenseqa svamp]
            [--sources banking77 support_triage] [--students minilm smollm2] [--systems distilled human ...]
-           [--seeds 0 1 2] [--shares 5 10 25 50 100] [--rows 1200] [--items 1221] [--home FOLDER]
-           [--quick] [--json FILE]
+           [--seeds 0 1 2] [--shares 5 10 25 50 100] [--rows 1200] [--full] [--items 1221]
+           [--objectives answer reasoning multitask] [--home FOLDER] [--quick] [--json FILE]
 
 FOLDER holds banking77, commonsenseqa and svamp: human labels and recorded teachers. support_triage is the bundled task.
 Every accuracy is on rows that nothing else uses, and is the mean over seeds; `_sd` is the standard deviation over them.
@@ -13,7 +13,8 @@ recordings, without filters; a tenth of them is validation.
     shrink         a 3-layer encoder by soft labels alone, and with its hidden states or attention matched to 6 layers
     table          the teacher; human labels only; distilled; both together; preference; progressive
     soft_hard      the teacher's probabilities against its labels, at 5 to 100 % of the prompts
-    commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
+    commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree. It learns
+                   --rows of them, or with --full all, whose figures have names of their own: cqa_full_answer
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
 Each part writes its figures when it ends, and on which devices it trained. `commonsenseqa` and `svamp` also write each
@@ -49,6 +50,8 @@ SHRUNK: dict[str, Any] = {"shrink": {"layers": 3}, "lora": {"rank": 16, "alpha":
 DPO = {"kind": "preference", "beta": 0.1, "epochs": 1, "batch_size": 8, "learning_rate": 5.0e-5}
 QUICK = {"epochs": 1}
 READERS = {"banking77": sources.read_banking77, "support_triage": sources.read_support_triage}
+FILTERS = ("", "_agreed")
+OBJECTIVES = ("answer", "reasoning", "multitask")
 WRITTEN = {"commonsenseqa": ("cqa", sources.read_commonsenseqa), "svamp": ("svamp", sources.read_svamp)}
 PARTS = ("shrink", "table", "soft_hard", *WRITTEN)
 SYSTEMS = (
@@ -206,19 +209,27 @@ def measure_soft_hard(bench: Bench, source: sources.Source, shares: list[int]) -
 
 
 def measure_written(
-    bench: Bench, source: sources.Source, short: str, most: int, record: Callable[[Figures], None]
+    bench: Bench,
+    source: sources.Source,
+    short: str,
+    most: int | None,
+    objectives: list[str],
+    known: Figures,
+    record: Callable[[Figures], None],
 ) -> Figures:
-    """Objectives of written answers, on all rows and on those that are agreed on. `<short>_best` is the best mean.
+    """Objectives of written answers, on all rows and on those that are agreed on. `<short>_best` is the best mean,
+    also of those `known` before.
 
-    Each figure is recorded as soon as it is measured.
+    Each figure is recorded as soon as it is measured. It learns at most `most` rows; None: all.
     """
-    figures: Figures = {f"{short}_teacher": round(source.teacher, 4), f"{short}_items": len(source.golden)}
     every, settings = source.split(source.taught), source.students["smollm2"]
-    filters = {"": every, "_agreed": tuple([r for r in part if r.prompt_id in source.agreed] for part in every)}
-    best = []
-    for kind in ("answer", "reasoning", "multitask"):
-        for suffix, (rows, validation) in filters.items():
-            rows, validation = rows[:most], validation[: max(1, most // 10)]
+    group = short if most else f"{short}_full"
+    names = {f"{name}_{kind}{suffix}" for name in (short, f"{short}_full") for kind in OBJECTIVES for suffix in FILTERS}
+    figures: Figures = {f"{short}_teacher": round(source.teacher, 4), f"{group}_items": len(source.golden)}
+    agreed = tuple([r for r in part if r.prompt_id in source.agreed] for part in every)
+    for kind in objectives:
+        for suffix, (rows, validation) in zip(FILTERS, (every, agreed), strict=True):
+            rows, validation = rows[:most], validation[: max(1, most // 10) if most else None]
             if kind == "reasoning":
                 rows, validation = (
                     [replace(r, target=sources.add_reasoning(r)) for r in part] for part in (rows, validation)
@@ -227,10 +238,9 @@ def measure_written(
             change = {"objective": kind, "answer_tokens": tokens, "max_cut_targets": 0.1}
             found = bench.measure_seeds(source, settings, rows, validation, **change)
             mean, deviation = summarize([one["accuracy"] for one in found.values()])
-            figures |= {f"{short}_{kind}{suffix}": mean, f"{short}_{kind}{suffix}_sd": deviation}
-            figures[f"{short}_{kind}{suffix}_rows"] = len(rows)
-            best.append(mean)
-            figures[f"{short}_best"] = round(max(best), 4)
+            figures |= {f"{group}_{kind}{suffix}": mean, f"{group}_{kind}{suffix}_sd": deviation}
+            figures[f"{group}_{kind}{suffix}_rows"] = len(rows)
+            figures[f"{short}_best"] = max(value for name, value in (known | figures).items() if name in names)
             record(figures)
     return figures
 
@@ -262,7 +272,15 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results
         short, read = WRITTEN[part]
         source = read(arguments.data)
         source.shorten(len(source.taught), arguments.items)
-        return measure_written(bench, source, short, arguments.rows, results.add)
+        return measure_written(
+            bench,
+            source,
+            short,
+            None if arguments.full else arguments.rows,
+            arguments.objectives,
+            results.read(),
+            results.add,
+        )
     for name in arguments.sources:
         source = READERS[name](arguments.data)
         if arguments.quick:
@@ -293,6 +311,8 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, default=1200, help="most rows with written answers to learn (default: 1200)"
     )
+    parser.add_argument("--full", action="store_true", help="learn all rows with written answers")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES], help="of written answers")
     parser.add_argument("--items", type=int, default=sources.CQA_HELD_OUT, help="most held-out written answers")
     parser.add_argument("--home", type=Path, help="a folder for finished trainings, to continue from")
     parser.add_argument("--quick", action="store_true", help="few rows and one epoch, too few for real figures")
