@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,15 @@ from tests.support.task import LABELS
 
 # As the command line does, before any library loads OpenMP.
 limit_openmp_spin()
+# At the end, DuckDB prints what it takes for leaks.
+atexit.register(gc.unfreeze)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leave_out_old_objects() -> None:
+    """Let no garbage collection of this module's tests look at the million objects of libraries and earlier tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

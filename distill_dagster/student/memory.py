@@ -288,7 +288,7 @@ def measure_kept_bytes(student: Student, items: Sequence[Item]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that a node keeps as it is keeps the node: neither would be freed
 
     batch = {name: value.to(student.device) for name, value in student.collate(list(items)).items()}
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)

@@ -119,6 +119,18 @@ def test_a_finished_training_is_not_in_memory_when_the_next_one_is_checked(spec:
         gc.enable()
 
 
+def test_what_was_measured_is_not_kept(student: CausalStudent) -> None:
+    """A graph that nothing frees would be in memory during the training, and after it."""
+
+    def count_tensors() -> int:
+        gc.collect()
+        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+    items, before = student.encode(ROWS[:2]), count_tensors()
+    assert memory.measure_kept_bytes(student, items) > 0
+    assert count_tensors() == before
+
+
 def test_a_skeleton_has_no_values_and_fewer_layers_if_shrunk(spec: StudentSpec) -> None:
     skeleton = memory.build_skeleton(spec, Path())
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}
