@@ -6,6 +6,7 @@ Import this module inside functions: it loads transformers.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import transformers
@@ -45,5 +46,6 @@ def build_log_callbacks(folder: Path, first_step: int) -> list[transformers.Trai
     """
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(folder), purge_step=first_step)
+    # A file is named after the second, and a training that goes on within it would replace the file before.
+    writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=f".{time.time_ns()}")
     return [TensorBoardCallback(writer), *([MLflowCallback()] if is_mlflow_wanted() else [])]
