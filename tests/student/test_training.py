@@ -212,7 +212,7 @@ def test_a_student_learns_probabilities_and_not_labels_that_contradict_them(
         base.model_dump(exclude=set(SHORT_FORMS) | {"objective"}) | {"objective": objective, "patience": None}
     )
     wrong = [rename(row, True) for row in ROWS]
-    log = train_adapter(spec, labels, SETTINGS, wrong, [], tmp_path / "out", models_folder, epochs=8)
+    log = train_adapter(spec, labels, SETTINGS, wrong, [], tmp_path / "out", models_folder, epochs=4)
     assert set(log.loss_parts) == ({"soft_label"} if architecture == "encoder" else {"soft_label", "label_tokens"})
     assert log.rows_with_soft_labels == len(ROWS)
     held = [rename(row, False) for row in HELD]
