@@ -51,6 +51,7 @@ DPO = {"kind": "preference", "beta": 0.1, "epochs": 1, "batch_size": 8, "learnin
 QUICK = {"epochs": 1}
 READERS = {"banking77": sources.read_banking77, "support_triage": sources.read_support_triage}
 FILTERS = ("", "_agreed")
+"""Endings of figures of written answers: of all rows, and of those that are agreed on."""
 OBJECTIVES = ("answer", "reasoning", "multitask")
 WRITTEN = {"commonsenseqa": ("cqa", sources.read_commonsenseqa), "svamp": ("svamp", sources.read_svamp)}
 PARTS = ("shrink", "table", "soft_hard", *WRITTEN)
