@@ -215,13 +215,12 @@ def measure_written(
     short: str,
     most: int | None,
     objectives: list[str],
-    known: Figures,
-    record: Callable[[Figures], None],
+    results: Results,
 ) -> Figures:
-    """Objectives of written answers, on all rows and on those that are agreed on. `<short>_best` is the best mean,
-    also of those `known` before.
+    """Objectives of written answers, on all rows and on those that are agreed on.
 
-    Each figure is recorded as soon as it is measured. It learns at most `most` rows; None: all.
+    Each figure is written as soon as it is measured. `<short>_best` is the best mean, also of those written before. A
+    student learns at most `most` rows; None: all.
     """
     every, settings = source.split(source.taught), source.students["smollm2"]
     group = short if most else f"{short}_full"
@@ -241,8 +240,8 @@ def measure_written(
             mean, deviation = summarize([one["accuracy"] for one in found.values()])
             figures |= {f"{group}_{kind}{suffix}": mean, f"{group}_{kind}{suffix}_sd": deviation}
             figures[f"{group}_{kind}{suffix}_rows"] = len(rows)
-            figures[f"{short}_best"] = max(value for name, value in (known | figures).items() if name in names)
-            record(figures)
+            figures[f"{short}_best"] = max(value for name, value in (results.read() | figures).items() if name in names)
+            results.add(figures)
     return figures
 
 
@@ -273,15 +272,8 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results
         short, read = WRITTEN[part]
         source = read(arguments.data)
         source.shorten(len(source.taught), arguments.items)
-        return measure_written(
-            bench,
-            source,
-            short,
-            None if arguments.full else arguments.rows,
-            arguments.objectives,
-            results.read(),
-            results.add,
-        )
+        most = None if arguments.full else arguments.rows
+        return measure_written(bench, source, short, most, arguments.objectives, results)
     for name in arguments.sources:
         source = READERS[name](arguments.data)
         if arguments.quick:

@@ -196,11 +196,7 @@ def train_adapter(
     if spec.then:
         assert not isinstance(student, EncoderStudent), "an encoder has no phases, see config.phases.check_phase"
         measure = partial(compute_validation_scores, student, validation) if validation else dict
-        log_folder = saved.tensorboard if saved is not None else None
-        run_name = saved.run_name if saved is not None else None
-        log.phases = run_phases(
-            student, rows, pairs, models_folder, measure, what, micro_batches, log_folder=log_folder, run_name=run_name
-        )
+        log.phases = run_phases(student, rows, pairs, models_folder, measure, what, micro_batches, saved)
     wait_for_ranks()
     if is_first_rank():
         _save_student(student, labels, log, out)

@@ -71,9 +71,8 @@ class StudentTrainer(transformers.Trainer):
     def train(self, *args: Any, **named: Any) -> Any:
         """Train as `transformers.Trainer` does. All ranks start with the weights of the first one."""
         if self.args.world_size > 1:
-            for weight in self.model.parameters():
-                if weight.requires_grad:
-                    torch.distributed.broadcast(weight.data, src=0)
+            for weight in checkpoints.list_trained_weights(self.student.trained_module).values():
+                torch.distributed.broadcast(weight.data, src=0)
         return super().train(*args, **named)
 
     def get_train_dataloader(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from distill_dagster.student.types import PhaseLog, PreferencePair, TrainRow
 
 if TYPE_CHECKING:
     from distill_dagster.student.causal import CausalModel
+    from distill_dagster.student.checkpoints import Checkpoints
 
 
 def run_phases(
@@ -24,8 +26,7 @@ def run_phases(
     validate: Callable[[], dict[str, float]],
     what: str,
     micro_batches: MicroBatches = WHOLE_STEP,
-    log_folder: Path | None = None,
-    run_name: str | None = None,
+    saved: Checkpoints | None = None,
 ) -> list[PhaseLog]:
     """Run the phases in `then` of the student's settings and return a log of each.
 
@@ -35,20 +36,17 @@ def run_phases(
         validate: measures the student on validation; empty without validation rows.
         what: the name of the training in progress reports.
         micro_batches: how the objective's steps were cut. Those of a phase are cut in the same way.
-        log_folder: gets a folder of TensorBoard files for each phase. None: no such files are written.
-        run_name: the name of the training in MLflow. The runs of phases are named after it.
+        saved: the checkpoints of the training. The TensorBoard files and MLflow runs of phases lie beside those of the
+            objective. None: there are none of these.
     """
     logs = []
     before = validate()
     for number, phase in enumerate(student.spec.then, 1):
-        log, name = PhaseLog(phase.kind, before=before), f"phase-{number}-{phase.kind}"
-        run = PhaseRun(
-            log,
-            what,
-            micro_batches,
-            log_folder=log_folder / name if log_folder is not None else None,
-            run_name=f"{run_name}/{name}" if run_name is not None else None,
-        )
+        log = PhaseLog(phase.kind, before=before)
+        run = PhaseRun(log, what, micro_batches)
+        if saved is not None:
+            name = f"phase-{number}-{phase.kind}"
+            run = replace(run, log_folder=saved.tensorboard / name, run_name=f"{saved.run_name}/{name}")
         if phase.kind == "preference":
             train_on_pairs(student, phase, pairs, run)
         else:
