@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import plots
 from distill_dagster.core.files import lock_file, write_atomically
-from distill_dagster.evaluation.formatting import TEMPLATE_FILTERS, format_metric_name_in_sentence
+from distill_dagster.evaluation.formatting import format_metric_name_in_sentence
+from distill_dagster.evaluation.html_templates import get_html_environment
 from distill_dagster.evaluation.leaderboard import (
     Leaderboard,
     LeaderboardRow,
@@ -20,7 +21,6 @@ from distill_dagster.evaluation.leaderboard import (
 )
 from distill_dagster.evaluation.metrics import DISTILLED
 from distill_dagster.evaluation.report import METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from distill_dagster.evaluation.report_page import TEMPLATES
 from distill_dagster.evaluation.system_names import SYSTEM_MEANINGS, SYSTEM_TITLES
 
 if TYPE_CHECKING:
@@ -73,22 +73,13 @@ def write_leaderboard(folder: Path, task: str, students: Sequence[str], spec: Ev
 
 
 def _render_page(task: str, board: Leaderboard, reports: Mapping[str, Mapping[str, Any]], best: str) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(TEMPLATE_FILTERS)
     latencies = [None if row.latency_s is None else 1000 * row.latency_s for row in board.rows]
     drawn = {
         "latency": _draw_tradeoff(board, latencies, "milliseconds for one answer"),
         "cost": _draw_tradeoff(board, [row.cost_usd_per_1k for row in board.rows], "USD for 1,000 answers"),
     }
-    return environment.get_template("leaderboard.html.j2").render(
+    template = get_html_environment().get_template("leaderboard.html.j2")
+    return template.render(
         task=task,
         board=board,
         best=best,

@@ -6,12 +6,12 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_dagster.core import plots
 from distill_dagster.evaluation import formatting
 from distill_dagster.evaluation.golden_items import OUTCOMES
+from distill_dagster.evaluation.html_templates import TEMPLATES, get_html_environment
 from distill_dagster.evaluation.metrics import DISTILLED, TEACHER, Metrics, SystemScore, build_confusion_table
 from distill_dagster.evaluation.plain_summary import build_plain_summary
 from distill_dagster.evaluation.system_names import SYSTEM_MEANINGS
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from distill_dagster.evaluation.recommendation import Recommendation
     from distill_dagster.evaluation.report import ReportInputs
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 VERDICT_TITLES = {True: "Worth it", False: "Not worth it", None: "Undecided"}
 _SIZE_COLUMNS = (
     ("peak_mb", "Peak memory", formatting.format_megabytes),
@@ -38,22 +37,14 @@ def render_html(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs,
 
     Its content security policy allows one script, by its hash: the filter of the table of items.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(formatting.TEMPLATE_FILTERS)
     script = (TEMPLATES / "report.js.j2").read_text(encoding="utf-8")
     distilled = metrics.golden.systems[DISTILLED]
     summary = build_plain_summary(metrics, verdict, inputs.task, inputs.student, inputs.get_confidence(DISTILLED))
     map_labels = _choose_confusion_labels(distilled, metrics.labels)
-    return environment.get_template("report.html.j2").render(
+    template = get_html_environment().get_template("report.html.j2")
+    return template.render(
         inputs=inputs,
         verdict=verdict,
         metrics=metrics,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from distill_dagster.core import plots
 from distill_dagster.core.files import write_atomically
-from distill_dagster.evaluation import report_page
-from distill_dagster.evaluation.formatting import TEMPLATE_FILTERS, format_metric_name_in_sentence
+from distill_dagster.evaluation.formatting import format_metric_name_in_sentence
+from distill_dagster.evaluation.html_templates import get_html_environment
 from distill_dagster.evaluation.statistics import Interval
 from distill_dagster.tuning.proposal import Proposal
 from distill_dagster.tuning.search_space import SearchSetting, format_settings, format_value
@@ -102,15 +102,7 @@ def _draw_plots(result: TuningResult) -> dict[str, bytes]:
 
 
 def _render(result: TuningResult, images: dict[str, bytes]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader([TEMPLATES, report_page.TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(TEMPLATE_FILTERS | {"value": format_value, "settings": format_settings})
+    environment = get_html_environment(TEMPLATES)
+    environment.filters.update({"value": format_value, "settings": format_settings})
     shown = {name: (plots.to_data_uri(png), plots.compute_css_width(png)) for name, png in images.items()}
     return environment.get_template("tuning.html.j2").render(result=result, images=shown)
