@@ -45,7 +45,6 @@ SETUP_SCALE := $(VENV)/.setup-scale-$(TORCH)
 OTHER := $(VENV)/.setup-$(if $(filter gpu,$(TORCH)),cpu,gpu)
 # With TORCH=gpu the pins hold for everything but torch.
 PINS := $(VENV)/constraints-$(TORCH).txt
-PACKAGES := $(wildcard distill_dagster assets resources)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 # PostgreSQL's programs: from the PATH, else from where Debian installs them, which is not on the PATH.
 POSTGRES_BIN ?= $(patsubst %/,%,$(dir $(realpath $(or $(shell command -v initdb),\
@@ -132,7 +131,7 @@ ui: $(SETUP) ## open Dagster's web UI on your tasks
 
 test: lint ## lint, type check and every test that needs no browser, no service and no cluster
 	@echo "test: mypy"
-	@$(BIN)/mypy $(PACKAGES)
+	@$(BIN)/mypy
 	@echo "test: pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) --dist worksteal -m "not ui and not services and not scale" \
 		--ignore tests/scale

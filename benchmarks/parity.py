@@ -22,8 +22,9 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import wanted, write_result
-from benchmarks.onnx_exports import measure_speed, refuse_onnx_corruptions
+from common import wanted, write_result
+from onnx_exports import measure_speed, refuse_onnx_corruptions
+
 from distill_dagster.core.openmp import limit_openmp_spin
 
 TASK = "support_triage"

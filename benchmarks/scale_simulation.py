@@ -16,7 +16,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ class Outcome:
 
 def read_costs() -> tuple[dict[str, float], dict[str, str]]:
     """Read the measured costs, and where each comes from."""
-    costs, sources = {}, {}
+    costs: dict[str, float] = {}
+    sources: dict[str, str] = {}
     for name, (file, figure, factor) in MEASURED.items():
         path = RESULTS / f"{file}.json"
         found = json.loads(path.read_text())["figures"].get(figure) if path.exists() else None
@@ -146,7 +147,7 @@ class Simulation:
         outcome.train_s = min(plan.trained_rows, plan.total) * TOKENS_PER_ROW / self.costs["train_tokens_s"] / plan.gpus
         return outcome
 
-    def _make_slice(self) -> Iterator[Any]:
+    def _make_slice(self) -> Generator[Any, Any, Any]:
         plan, outcome = self.plan, self.outcome
         left = float(plan.rows)
         while left > 0:
@@ -169,13 +170,13 @@ class Simulation:
         rate = self.plan.lost_per_hour
         return self._random.expovariate(rate / 3600) if rate else float("inf")
 
-    def _compute(self, seconds: float) -> Iterator[Any]:
+    def _compute(self, seconds: float) -> Generator[Any, Any, Any]:
         with self._cores.request() as core:
             yield core
             yield self.environment.timeout(seconds)
         self.outcome.busy_s["cores"] += seconds
 
-    def _ask(self, requests: float) -> Iterator[Any]:
+    def _ask(self, requests: float) -> Generator[Any, Any, Any]:
         """Wait until the teacher has answered: for its rate, which all runs share, and for its latency."""
         teacher, now = self.plan.teacher, self.environment.now
         service = requests * 60 / teacher.per_minute

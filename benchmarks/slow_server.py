@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 from odd_bodies import LINES, READABLE, UNREADABLE, USAGE, build_odd_body, chat
 
 LABELS = ("refund", "delivery", "login", "billing")
@@ -100,7 +100,7 @@ class Server:
 
     async def take_file(self, request: web.Request) -> web.Response:
         async for part in await request.multipart():
-            if part.name == "file":
+            if isinstance(part, BodyPartReader) and part.name == "file":
                 id_ = f"file-{len(self.files)}"
                 self.files[id_] = bytes(await part.read())
         file = {"id": id_, "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 
-class Spaces(WordTokenizer):  # type: ignore[misc]
+class Spaces(WordTokenizer):
     def __init__(self) -> None:
         super().__init__("en")
 

@@ -77,8 +77,9 @@ class Bench:
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as name:
                 out = Path(name)
-                known = {"epochs": epochs, "pairs": pairs or []}
-                train_adapter(spec, labels, settings, rows, validation, out, self.models, **known)
+                train_adapter(
+                    spec, labels, settings, rows, validation, out, self.models, epochs=epochs, pairs=pairs or []
+                )
                 predictor = load_predictor(spec, labels, settings, self.models, out)
                 prompts = [StudentPrompt.from_text(text) for text, _ in source.golden]
                 answers = [one.label.rpartition("Answer:")[2].strip() for one in predictor.predict(prompts)]
@@ -90,7 +91,7 @@ class Bench:
                     begun = time.perf_counter()
                     predictor.predict([prompt])
                     seconds.append(time.perf_counter() - begun)
-                found = {"accuracy": statistics.fmean(right), "latency_s": statistics.median(seconds)}
+                found: Figures = {"accuracy": statistics.fmean(right), "latency_s": statistics.median(seconds)}
                 found |= {"probs": [one.probs for one in predictor.predict(asked)]} if asked else {}
                 found["device"] = name_device()
             kept.write_text(json.dumps(found))

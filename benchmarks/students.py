@@ -235,7 +235,7 @@ def measure_written(
                     [replace(r, target=sources.add_reasoning(r)) for r in part] for part in (rows, validation)
                 )
             tokens = 24 if kind == "answer" else 112
-            change = {"objective": kind, "answer_tokens": tokens, "max_cut_targets": 0.1}
+            change: Figures = {"objective": kind, "answer_tokens": tokens, "max_cut_targets": 0.1}
             found = bench.measure_seeds(source, settings, rows, validation, **change)
             mean, deviation = summarize([one["accuracy"] for one in found.values()])
             figures |= {f"{group}_{kind}{suffix}": mean, f"{group}_{kind}{suffix}_sd": deviation}
