@@ -128,9 +128,10 @@ class PhaseLog:
     """Figures of a phase.
 
     `rows` counts pairs or prompts, `left_out` pairs that cannot be compared. `losses` are (step, mean loss since the
-    previous entry). `metrics` are TRL's, one value per entry of `losses`: for pairs the share in which the kept answer
-    became more likely than the rejected one, and by how much, in nats times beta; for own samples their mean length in
-    tokens and the share that was cut. `before` and `after` are the scores on validation; empty without validation rows.
+    previous entry). `metrics` are TRL's, one value per entry of `losses`. For pairs: the share in which the kept answer
+    became more likely than the rejected one, by how much, in nats times beta, and the weighted parts of a mixed loss,
+    which add up to it. For own samples: their mean length in tokens and the share that was cut. `before` and `after`
+    are the scores on validation; empty without validation rows.
     """
 
     kind: str

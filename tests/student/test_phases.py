@@ -15,11 +15,12 @@ from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.memory import Memory
 from distill_dagster.student import memory, train
+from distill_dagster.student.batches import MicroBatches
 from distill_dagster.student.causal import CausalModel
 from distill_dagster.student.loading import use_one_gpu
 from distill_dagster.student.phases.encoding import encode_row
 from distill_dagster.student.phases.on_policy import load_teacher
-from distill_dagster.student.phases.preference import encode_pairs, select_pairs
+from distill_dagster.student.phases.preference import encode_pairs, select_pairs, train_on_pairs
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import PhaseRun, train_phase
 from distill_dagster.student.predict import load_predictor
@@ -129,6 +130,32 @@ def test_a_phase_has_tensorboard_files_of_its_own(undecided: Path, tmp_path: Pat
     margins = made.metrics["rewards/margins"]
     assert list(figures["train/rewards/margins"].values()) == pytest.approx(margins, abs=1e-6)
     assert len(list(training.glob("events.*"))) == 2, "the training itself has its files beside the phase's"
+
+
+@pytest.mark.parametrize(("dtype", "micro_batch"), [("float32", 16), ("float32", 4), ("bfloat16", 4)])
+def test_the_parts_of_a_mixed_loss_are_logged(undecided: Path, tmp_path: Path, dtype: str, micro_batch: int) -> None:
+    """Before the first step the student is its own reference, so that the pairs' part is log 2 there. The other part is
+    what the kept answers cost."""
+    import torch
+
+    phase = {"kind": "preference", "sft_weight": 3, "learning_rate": 1e-3, "batch_size": 16, "epochs": 3}
+    student = load(spec(undecided, phase, dtype=dtype), tmp_path)
+    nats, tokens = 0.0, 0
+    for pair in PAIRS[:16]:
+        prompt, answer = encode_row(student, pair.kept)
+        with torch.no_grad():
+            found = student.model(torch.tensor([prompt + answer])).logits[0].float().log_softmax(-1)
+        nats -= sum(float(found[len(prompt) + n - 1, token]) for n, token in enumerate(answer))
+        tokens += len(answer)
+    log = PhaseLog("preference")
+    train_on_pairs(student, student.spec.then[0], PAIRS[:16], PhaseRun(log, "test", MicroBatches(micro_batch)))
+    preferred, answers = log.metrics["loss_preference"], log.metrics["loss_answer"]
+    tolerance = 1e-4 if dtype == "float32" else 2e-2
+    assert preferred[0] == pytest.approx(math.log(2), rel=tolerance)
+    assert answers[0] == pytest.approx(3 * nats / tokens, rel=tolerance)
+    assert preferred[-1] < preferred[0]
+    for (_, loss), *parts in zip(log.losses, preferred, answers, strict=True):
+        assert sum(parts) == pytest.approx(loss)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "dora", "full"])

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from distill_dagster.student.causal import CausalModel
 
 METRICS = ("rewards/accuracies", "rewards/margins")
+LOSS_PARTS = {"sigmoid": "loss_preference", "sft": "loss_answer"}
+"""The parts of the loss, as TRL names them, and the names in the log."""
 
 
 def train_on_pairs(
@@ -32,23 +34,40 @@ def train_on_pairs(
     selected = select_pairs(pairs, phase.pairs_per_prompt)
     rows = encode_pairs(student, selected)
     run.log.rows, run.log.left_out = len(rows), len(selected) - len(rows)
-    run.log.metrics = {name: [] for name in METRICS}
+    terms = {"sigmoid": 1.0, "sft": phase.sft_weight} if phase.sft_weight else {"sigmoid": 1.0}
+    names = [LOSS_PARTS[term] for term in terms] if len(terms) > 1 else []
+    run.log.metrics = {name: [] for name in (*METRICS, *names)}
     if not rows:
         return
 
     def build_trainer(settings: dict[str, Any], dataset: Any) -> Any:
+        import torch
         from trl import DPOConfig, DPOTrainer
 
         class _Trainer(DPOTrainer):
+            def __init__(self, *args: Any, **more: Any) -> None:
+                super().__init__(*args, **more)
+                if names:
+                    # TRL logs the weighted sum only. Its derivative by a weight is the part, so the backward pass gives
+                    # the parts too.
+                    self.loss_weights = [
+                        torch.tensor(weight, requires_grad=True, device=self.accelerator.device)
+                        for weight in terms.values()
+                    ]
+
+            def log(self, logs: dict[str, float], *args: Any) -> None:
+                if names and "loss" in logs:
+                    logs |= dict(zip(names, split_loss(logs["loss"], self.loss_weights), strict=True))
+                super().log(logs, *args)
+
             def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
                 return dataset  # it has token ids
 
-        terms = {"sigmoid": 1.0, "sft": phase.sft_weight}
         arguments = DPOConfig(
             **settings,
             beta=phase.beta,
-            loss_type=[name for name, weight in terms.items() if weight],
-            loss_weights=[weight for weight in terms.values() if weight],
+            loss_type=list(terms),
+            loss_weights=list(terms.values()),
             max_length=None,  # the student cut the prompts
             precompute_ref_log_probs=not hasattr(student.model, "peft_config"),
         )
@@ -62,6 +81,19 @@ def train_on_pairs(
     longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
     answers_at_once = run.micro_batches.count_rows(longest, 2 * min(phase.batch_size, student.spec.batch_size))
     train_phase(student, phase, rows, build_trainer, run, answers_at_once // 2)
+
+
+def split_loss(loss: float, weights: Sequence[Any]) -> list[float]:
+    """The parts of a mean loss, weighted, which add up to it. The gradients of the weights are reset.
+
+    Args:
+        weights: scalar tensors. The gradient of each is the sum of its part over the steps of the mean. A scaled loss
+            scales all of them alike.
+    """
+    sums = [float(weight.detach() * weight.grad) for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return [loss * part / sum(sums) for part in sums]
 
 
 def select_pairs(pairs: Sequence[PreferencePair], per_prompt: int) -> list[PreferencePair]:
