@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
+from distill_dagster.student.memory import check_teacher_fits
 from distill_dagster.student.shrinking import choose_layers
 
 if TYPE_CHECKING:
@@ -126,13 +127,14 @@ def build_layer_matcher(
         assistant: the student that teaches this one.
 
     Raises:
-        DistillError: the two read different tokens, or their layers cannot be matched.
+        DistillError: the two read different tokens, their layers cannot be matched, or both do not fit in memory.
         ModelError: the model cannot be found or loaded.
     """
     import torch
 
     deep, folder = assistant or (spec.model_copy(update={"shrink": None}), None)
     found = deep if folder is None else loading.find_trained_base(deep, folder)
+    check_teacher_fits(found, models_folder)
     base = loading.load_base(found, models_folder, "AutoModel")
     if base.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         raise DistillError(

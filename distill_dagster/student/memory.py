@@ -86,14 +86,11 @@ def check_model_fits(spec: StudentSpec, models_folder: Path, memory: Memory | No
     )
 
 
-def check_teacher_fits(
-    name: str, revision: str | None, dtype: str, models_folder: Path, memory: Memory | None = None
-) -> None:
+def check_teacher_fits(teacher: StudentSpec, models_folder: Path, memory: Memory | None = None) -> None:
     """Check that the weights of a local teacher fit next to a loaded student, without loading them.
 
     Args:
-        name: a packaged name, a folder or a hub id.
-        dtype: the number format that it will have, as a student's `dtype`.
+        teacher: the settings by which it will be loaded.
         memory: by default that of this machine.
 
     Raises:
@@ -101,12 +98,11 @@ def check_teacher_fits(
         ModelError: the model's config cannot be found.
     """
     memory = memory or measure_training_memory()
-    spec = StudentSpec(model=name, revision=revision, architecture="causal_lm")
-    weights = sum(parameter.numel() for parameter in build_skeleton(spec, models_folder).parameters())
-    needed = weights * loading.get_torch_dtype(dtype).itemsize
+    itemsize = loading.get_torch_dtype(teacher.dtype).itemsize
+    needed = round(_estimate_base_bytes(build_skeleton(teacher, models_folder), teacher, itemsize))
     if needed > SHARE_OF_FREE * memory.free:
         raise DistillError(
-            f"The teacher {name} needs about {format_bytes(needed)} next to the student, and "
+            f"The teacher {teacher.model} needs about {format_bytes(needed)} next to the student, and "
             f"{format_bytes(memory.free)} of {format_bytes(memory.total)} are free. Use a smaller teacher."
         )
 
@@ -160,19 +156,26 @@ def estimate_model_bytes(skeleton: Any, spec: StudentSpec) -> int:
     Raises:
         DistillError: `lora.last_layers` is more than the model has, or its layers cannot be found.
     """
-    import torch
-
     itemsize = 4 if spec.method == "full" else loading.get_torch_dtype(spec.dtype).itemsize
-    head = skeleton.get_output_embeddings()
-    linear = [m for m in skeleton.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    in_linear = sum(layer.weight.numel() for layer in linear)
-    total = sum(parameter.numel() for parameter in skeleton.parameters())
-    # peft trains with the weights that are not quantized in float32.
-    weights = in_linear * NF4_BYTES + (total - in_linear) * 4 if spec.method == "qlora" else total * itemsize
+    weights = _estimate_base_bytes(skeleton, spec, itemsize)
     trained = _count_trained_weights(skeleton, spec)
     if spec.method != "full":
         weights += 4 * trained
     return round(weights + trained * _get_bytes_per_trained_weight(spec))
+
+
+def _estimate_base_bytes(skeleton: Any, spec: StudentSpec, itemsize: int) -> float:
+    """Bytes of the weights of a loaded model. `itemsize` is that of a weight that is not quantized."""
+    import torch
+
+    total = sum(parameter.numel() for parameter in skeleton.parameters())
+    if spec.method != "qlora":
+        return total * itemsize
+    head = skeleton.get_output_embeddings()
+    linear = [m for m in skeleton.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    in_linear = sum(layer.weight.numel() for layer in linear)
+    # peft trains with the weights that are not quantized in float32.
+    return in_linear * NF4_BYTES + (total - in_linear) * 4
 
 
 def _get_bytes_per_trained_weight(spec: StudentSpec) -> int:

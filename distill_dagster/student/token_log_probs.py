@@ -221,7 +221,7 @@ def find_teacher_model(
         identity = hash_content([resolved.sha256 or f"{resolved.hub_id}@{revision}", _name_dtype(spec.dtype)])
 
         def load_base() -> WritingStudent:
-            check_teacher_fits(spec.model, revision, spec.dtype, models_folder)
+            check_teacher_fits(spec, models_folder)
             return type(student)(spec, labels, student.settings, models_folder)
 
         return TeacherModel(objective.teacher, identity, False, load_base)
@@ -232,6 +232,7 @@ def find_teacher_model(
 
     def load() -> WritingStudent:
         base = loading.find_trained_base(given, folder)
+        check_teacher_fits(base.model_copy(update={"dtype": "float32"} if merge else {}), models_folder)
         reader = type(student)(base, labels, student.settings, models_folder, "float32" if merge else None)
         reader.load_adapter(folder, merge)
         if merge:

@@ -383,7 +383,8 @@ def test_the_table_of_items_is_filtered_by_keyboard(folder: Path) -> None:
 
 
 def test_the_markdown_has_the_same_figures_and_no_markup(tmp_path: Path) -> None:
-    inputs = replace(INPUTS, task=f"a|b*c {EVIL}", notice=f"`code_with|pipe` and {EVIL}")
+    learned = f"The student learned the objective soft_label with chat prompts. {EVIL}"
+    inputs = replace(INPUTS, task=f"a|b*c {EVIL}", notice=f"`code_with|pipe` and {EVIL}", how_trained=learned)
     _write(tmp_path, _predictions(), inputs)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     figures = json.loads((tmp_path / "metrics.json").read_text())
@@ -392,6 +393,7 @@ def test_the_markdown_has_the_same_figures_and_no_markup(tmp_path: Path) -> None
     order = ["May I switch?", "What do I save?", "What do I risk?", "All systems on 60 golden items", "By slice"]
     assert sorted(order, key=text.index) == order
     assert r"`code_with\|pipe` and" in text
+    assert r"- Training: The student learned the objective soft\_label with chat prompts. \<script" in text
     for name, system in figures["systems"].items():
         score = system["score"]
         label = name.replace("_", r"\_")

@@ -59,6 +59,19 @@ def test_a_teacher_that_does_not_fit_in_memory_is_named_before_it_is_loaded(
         train(tmp_path / "new")
 
 
+def test_a_student_that_teaches_must_fit_in_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    settings: dict[str, Any] = {"model": str(model), "architecture": "causal_lm", "prompt": "plain", "epochs": 1}
+    large, small = StudentSpec(**settings), StudentSpec(**settings, objective="token_kd")
+    rows = [TrainRow(text, StudentPrompt.from_text(text), text) for text in ("abc", "defg")]
+    train_adapter(large, [], TaskSettings(), rows, [], tmp_path / "large", tmp_path)
+    train = partial(train_adapter, small, [], TaskSettings(), rows, [], tmp_path / "small", tmp_path)
+    monkeypatch.setattr(memory, "measure_training_memory", lambda: Memory(10**9, 10**4))
+    monkeypatch.setattr(training, "check_model_fits", lambda *_, **__: None)
+    with pytest.raises(DistillError, match=r"The teacher .*model needs about .* next to the student"):
+        train(captured=tmp_path, assistant=(large, tmp_path / "large"))
+
+
 def test_a_student_reads_the_weights_of_the_student_that_teaches_it(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     large: dict[str, Any] = {"model": str(model), "architecture": "causal_lm", "prompt": "plain", "epochs": 1}
@@ -70,12 +83,15 @@ def test_a_student_reads_the_weights_of_the_student_that_teaches_it(tmp_path: Pa
     env.lake.write(env.task_name, build_dataset(), ArtifactRecord("filtered_dataset", None, "v", "5", {}))
     make_assistant_adapter(env, "large")
     make_assistant_labels(env, "large")
-    learned, read = (make_student_adapter(env, name).record for name in ("small", "hard"))
+    made, other = (make_student_adapter(env, name) for name in ("small", "hard"))
+    learned, read = made.record, other.record
     env.store.close()
     assert {"assistant_labels[large]", "assistant_adapter[large]"} <= set(learned.inputs)
     assert "assistant_adapter[large]" not in read.inputs, "its answers are enough"
     log = json.loads((env.lake.get_folder(env.task_name, "student_adapter", "small") / "training_log.json").read_text())
     assert (log["rows_captured"], log["objective"]["kind"]) == (12, "token_kd")
     assert set(log["loss_parts"]) == {"answer", "token_kd"}
+    assert made.shown["rows_captured"] == 12
+    assert str(made.shown["objective"]).startswith("token_kd (weight 0.5")
     [file] = (tmp_path / "models" / "token_log_probs").glob("*.parquet")
     assert pl.read_parquet(file).height == 12

@@ -14,6 +14,8 @@ from distill_dagster.config.assistants import check_assistant
 from distill_dagster.config.student import check_student
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.memory import Memory
+from distill_dagster.student import loading, memory
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import train_adapter
@@ -117,6 +119,16 @@ def test_equal_layers_differ_by_nothing(kind: str, encoders: dict[str, Path]) ->
     assert measure_difference(make_spec(encoders["deep"], objective), kind, None) == pytest.approx(0, abs=1e-6)
     objective = {"kind": kind, "layers": {2: 4}}
     assert measure_difference(make_spec(encoders["deep"], objective), kind, None) > 0.01
+
+
+def test_a_deeper_encoder_that_does_not_fit_is_not_loaded(
+    encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = EncoderStudent(make_spec(encoders["deep"], "hidden_state"), LABELS, SETTINGS, Path())
+    monkeypatch.setattr(memory, "measure_training_memory", lambda: Memory(10**9, 10**4))
+    monkeypatch.setattr(loading, "load_base", None)
+    with pytest.raises(DistillError, match=r"The teacher .*deep.* needs about .* next to the student"):
+        student.match_layers(Path(), None)
 
 
 def test_attention_is_compared_without_dropout(encoders: dict[str, Path], tmp_path: Path) -> None:

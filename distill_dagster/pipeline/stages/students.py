@@ -30,7 +30,7 @@ from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.preference_pairs import read_preference_pairs, tabulate_phases
 from distill_dagster.pipeline.stages.replay_rows import read_replayed_rows
-from distill_dagster.pipeline.stages.training_summary import build_loss_curves, read_training_log
+from distill_dagster.pipeline.stages.training_summary import build_loss_curves, describe_objective, read_training_log
 from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
 from distill_dagster.student.checkpoints import delete_checkpoints
 from distill_dagster.student.token_counts import check_rows_whole
@@ -311,12 +311,15 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "seconds": round(log.seconds, 1),
         "tokens_per_s": round(log.tokens_per_s, 1),
         "peak_mb": round(log.peak_mb, 1),
+        "objective": describe_objective(log.objective),
         **({"prompt": log.prompt, "target_tokens": log.target_tokens} if log.prompt else {}),
         "prompts_cut": log.prompts_cut,
         "targets_cut": log.targets_cut,
         "rows_without_target": log.rows_without_target,
         **({"rows_with_soft_labels": log.rows_with_soft_labels} if log.rows_with_soft_labels is not None else {}),
         **({"rows_without_reasoning": log.rows_without_reasoning} if log.rows_without_reasoning else {}),
+        **({"long_reasoning": log.long_reasoning} if log.long_reasoning else {}),
+        **({"rows_captured": log.rows_captured} if log.rows_captured else {}),
         "padding_share": log.padding_share,
         "micro_batch": log.micro_batch,
         "dtype": log.dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ def describe_training(adapter: Path) -> str:
     log = read_training_log(adapter)
     if not log or not log.get("objective"):
         return ""
-    settings = {name: value for name, value in log["objective"].items() if name != "kind" and value is not None}
-    details = ", ".join(f"{name} {value}" for name, value in settings.items())
-    words = f"The student learned the objective {log['objective']['kind']}{f' ({details})' if details else ''}"
+    words = f"The student learned the objective {describe_objective(log['objective'])}"
     if log.get("prompt"):
         words += f" with {log['prompt']} prompts"
     words += f", by {log['method']} on {log['rows']:,} rows"
@@ -44,6 +43,13 @@ def describe_training(adapter: Path) -> str:
     if log.get("phases"):
         words += f", then {' and '.join(phase['kind'] for phase in log['phases'])}"
     return f"{words}."
+
+
+def describe_objective(objective: Mapping[str, Any]) -> str:
+    """An objective as its log has it, such as "soft_label (weight 0.5, temperature 2.0)"."""
+    settings = {name: value for name, value in objective.items() if name != "kind" and value is not None}
+    details = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{objective['kind']} ({details})" if details else str(objective["kind"])
 
 
 def describe_rows(adapter: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.config import StudentSpec
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
@@ -76,7 +77,8 @@ def check_on_policy_teacher(student: CausalModel, phase: OnPolicyPhaseSpec, mode
         ModelError: it cannot be found.
     """
     _check_vocabulary(student, phase, models_folder)
-    check_teacher_fits(phase.teacher, phase.revision, "auto", models_folder)
+    teacher = StudentSpec(model=phase.teacher, revision=phase.revision, architecture="causal_lm", dtype="auto")
+    check_teacher_fits(teacher, models_folder)
 
 
 def _check_vocabulary(student: CausalModel, phase: OnPolicyPhaseSpec, models_folder: Path) -> None:
