@@ -92,6 +92,6 @@ def test_a_student_reads_the_weights_of_the_student_that_teaches_it(tmp_path: Pa
     assert (log["rows_captured"], log["objective"]["kind"]) == (12, "token_kd")
     assert set(log["loss_parts"]) == {"answer", "token_kd"}
     assert made.shown["rows_captured"] == 12
-    assert str(made.shown["objective"]).startswith("token_kd (weight 0.5")
+    assert made.shown["objective"] == "token_kd (top_k 32, weight 0.5, temperature 1.0)"
     [file] = (tmp_path / "models" / "token_log_probs").glob("*.parquet")
     assert pl.read_parquet(file).height == 12

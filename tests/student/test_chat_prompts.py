@@ -17,7 +17,7 @@ from distill_dagster.student.chat_prompts import PINNED_DAY, ChatRenderer
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE, PlainRenderer, make_renderer
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
-from distill_dagster.tables.messages import make_message
+from distill_dagster.tables.messages import Message, make_message
 
 pytest.importorskip("trl")
 SETTINGS = TaskSettings("Ticket", "Sort the ticket.")
@@ -142,6 +142,58 @@ def test_turns_of_a_conversation_stay_turns(models_folder: Path) -> None:
         "<|im_start|>system\nSort the ticket.\n\nBe brief.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>"
     )
     assert "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nWhere is it?<|im_end|>" in text
+
+
+@pytest.mark.parametrize("name", [None, "llama3_2", "qwen3", "gemma3", "phi3_5"])
+def test_only_the_last_turn_of_a_conversation_is_learned(name: str | None, models_folder: Path) -> None:
+    spec = StudentSpec(model="smollm2-135m-instruct", architecture="causal_lm", prompt="chat")
+    student = FreeTextStudent(spec, [], SETTINGS, models_folder)
+    student.renderer = ChatRenderer(make_tokenizer(models_folder, name), SETTINGS, 512, [])
+    student.end = student.renderer.end
+    turns = [make_message("user", "Hi."), make_message("assistant", "Hello."), make_message("user", "Where is it?")]
+    items = student.encode([TrainRow("t", StudentPrompt.from_messages(turns), "late", target="On its way.")])
+    learned = [token for token in student.collate(items)["answers"][0].tolist() if token >= 0]
+    assert learned[-1] == student.renderer.end
+    assert student.renderer.tokenizer.decode(learned[:-1]).strip() == "On its way."
+    assert "Hello." in student.renderer.tokenizer.decode(items[0]["ids"][: -items[0]["target"]])
+
+
+CALL = {"id": "call12345", "type": "function", "function": {"name": "find_order", "arguments": '{"id": "7"}'}}
+USED_TOOL: list[Message] = [
+    make_message("user", "Where is order 7?"),
+    {**make_message("assistant", None), "tool_calls": json.dumps([CALL])},
+    {**make_message("tool", '{"state": "sent"}'), "tool_call_id": "call12345", "name": "find_order"},
+    make_message("assistant", "It was sent."),
+    make_message("user", "And order 8?"),
+]
+"""A conversation in OpenAI's form: the arguments are JSON in a string."""
+
+
+def decode_turns(messages: list[Message]) -> list[dict[str, Any]]:
+    """As servers give a conversation to a chat template: with the arguments of a call as an object."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        turn = {name: value for name, value in message.items() if value is not None}
+        if message["tool_calls"]:
+            functions = [call["function"] for call in json.loads(message["tool_calls"])]
+            decoded = [function | {"arguments": json.loads(function["arguments"])} for function in functions]
+            turn |= {"content": "", "tool_calls": [{"type": "function", "function": one} for one in decoded]}
+        turns.append(turn)
+    return turns
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "qwen3"])
+def test_calls_and_results_of_tools_stay_in_the_conversation(name: str, models_folder: Path) -> None:
+    """As the template itself renders them, with the arguments as an object."""
+    renderer = ChatRenderer(make_tokenizer(models_folder, name), TaskSettings("Request", "Help.", tools=TOOLS), 512, [])
+    turns = [{"role": "system", "content": "Help."}, *decode_turns(USED_TOOL)]
+    expected = renderer.tokenizer.apply_chat_template(
+        turns, json.loads(TOOLS), tokenize=False, add_generation_prompt=True
+    )
+    text = render(renderer, StudentPrompt.from_messages(USED_TOOL))
+    assert text == expected
+    assert re.search(r'\{"name": "find_order", "(arguments|parameters)": \{"id": "7"\}\}', text)
+    assert text.index("find_order", text.index("order 7")) < text.index("sent") < text.index("And order 8?")
 
 
 def test_reasoning_is_asked_for_and_written_with_its_mark(models_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from distill_dagster.student.chat_prompts import ChatRenderer
 from distill_dagster.student.prompts import ANSWER_CUE, LABEL_CUE, REASONING_CUE, PlainRenderer, PromptRenderer
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.messages import Message, make_message
-from tests.student.test_chat_prompts import TEMPLATES, TOOLS, make_tokenizer
+from tests.student.test_chat_prompts import TEMPLATES, TOOLS, USED_TOOL, decode_turns, make_tokenizer
 
 SETTINGS = TaskSettings("Ticket", "Sort the ticket.\nSay 'why' and \"how\" {{ not }} {% this %}, é.")
 CONVERSATIONS: list[list[Message]] = [
@@ -26,8 +27,7 @@ def apply_served(renderer: PromptRenderer, turns: list[Message], cue: str) -> st
     tokenizer = renderer.tokenizer
     kept, tokenizer.chat_template = tokenizer.chat_template, renderer.build_served_template(cue)
     try:
-        messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(decode_turns(turns), tokenize=False, add_generation_prompt=True))
     finally:
         tokenizer.chat_template = kept
 
@@ -65,3 +65,9 @@ def test_tools_of_the_task_are_in_the_prompt(name: str, models_folder: Path) -> 
     rendered: Any = apply_served(renderer, CONVERSATIONS[0], ANSWER_CUE)
     assert rendered == encode(renderer, CONVERSATIONS[0], ANSWER_CUE)
     assert "find_order" in rendered
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "qwen3"])
+def test_a_conversation_that_used_tools(name: str, models_folder: Path) -> None:
+    renderer = ChatRenderer(make_tokenizer(models_folder, name), replace(SETTINGS, tools=TOOLS), 1024, [])
+    assert apply_served(renderer, USED_TOOL, ANSWER_CUE) == encode(renderer, USED_TOOL, ANSWER_CUE)
