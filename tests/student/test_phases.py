@@ -132,6 +132,29 @@ def test_a_phase_has_tensorboard_files_of_its_own(undecided: Path, tmp_path: Pat
     assert len(list(training.glob("events.*"))) == 2, "the training itself has its files beside the phase's"
 
 
+def test_a_training_that_is_interrupted_in_a_phase_ends_as_one_that_ran_through(
+    undecided: Path, tmp_path: Path
+) -> None:
+    """It goes on from the last checkpoint of the objective, and the phase starts over."""
+    phase = {"kind": "preference", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
+    student = spec(undecided, phase, checkpoint={"every_steps": 1}, batch_size=4)
+    rows, pairs, work = ROWS[:16], PAIRS[:16], tmp_path / "work"
+
+    def interrupt(made: progress.Progress) -> None:
+        if made.work.startswith("preference") and made.done == 3:
+            raise KeyboardInterrupt
+
+    with progress.listen_to_progress(interrupt), pytest.raises(KeyboardInterrupt):
+        train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
+    log = train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
+    assert log.resumed_at == [3], "of four steps"
+    whole = train_adapter(student, [], SETTINGS, rows, [], tmp_path / "whole", tmp_path, pairs=pairs)
+    assert log.losses == whole.losses
+    assert log.phases[0].losses == whole.phases[0].losses
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize(("dtype", "micro_batch"), [("float32", 16), ("float32", 4), ("bfloat16", 4)])
 def test_the_parts_of_a_mixed_loss_are_logged(undecided: Path, tmp_path: Path, dtype: str, micro_batch: int) -> None:
     """Before the first step the student is its own reference, so that the pairs' part is log 2 there. The other part is

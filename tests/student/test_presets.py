@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.config.presets import PRESETS
 from distill_dagster.core.errors import ModelError
+from distill_dagster.release.merged import AnsweredPrompt, write_merged
+from distill_dagster.release.runtimes.types import StudentSetup
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import PROMPT_FILE, train_adapter
@@ -121,6 +123,13 @@ def test_a_preset_trains_and_generates(name: str, tmp_path: Path) -> None:
         before = adapted(input_ids=ids).logits
         after = adapted.merge_and_unload()(input_ids=ids).logits
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    prompts = [AnsweredPrompt(row.prompt_id, row.prompt, row.target, None) for row in ROWS]
+    written = write_merged(StudentSetup(spec, (), SETTINGS, tmp_path), tmp_path / "out", prompts, tmp_path / "merged")
+    assert written.parity.passed, written.parity
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)
+    assert not any("lora" in weight for weight in reloaded.state_dict())
     turns = [{"role": "system", "content": SETTINGS.instructions}, {"role": "user", "content": "An example."}]
     text = served.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert served(text, add_special_tokens=False)["input_ids"] == sample["prompt_ids"], "a server renders the same"
