@@ -132,6 +132,23 @@ def test_a_phase_has_tensorboard_files_of_its_own(undecided: Path, tmp_path: Pat
     assert len(list(training.glob("events.*"))) == 2, "the training itself has its files beside the phase's"
 
 
+def test_a_training_and_its_phase_are_runs_of_mlflow(
+    undecided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny, which is in no extra")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    student = spec(undecided, {"kind": "preference", "epochs": 2, "batch_size": 8})
+    work = tmp_path / "work"
+    log = train_adapter(student, [], SETTINGS, ROWS[:16], [], tmp_path / "out", tmp_path, pairs=PAIRS[:16], work=work)
+    runs = mlflow.MlflowClient((tmp_path / "runs").as_uri()).search_runs(["0"])
+    found = sorted(run.data.metrics["loss"] for run in runs)
+    assert found == pytest.approx(sorted([log.losses[-1][2], log.phases[0].losses[-1][1]]), abs=1e-6)
+    [of_phase] = [run for run in runs if "rewards/margins" in run.data.metrics]
+    assert of_phase.info.run_name.endswith("preference")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
 def test_a_training_that_is_interrupted_in_a_phase_ends_as_one_that_ran_through(
     undecided: Path, tmp_path: Path
 ) -> None:
