@@ -226,6 +226,26 @@ def test_token_kd_learns_from_a_teacher_what_its_answers_do_not_say(tiny: Path, 
     assert share_right(spec, LABELS, tmp_path, HELD) >= 0.8
 
 
+def test_token_kd_of_written_answers_learns_from_the_teachers_probabilities(tiny: Path, tmp_path: Path) -> None:
+    """The teacher wrote two letters, and the rows have the last one wrong."""
+
+    def double(row: TrainRow, last: str) -> TrainRow:
+        answer = row.answer_label + last
+        return replace(row, answer_label=answer, target=answer)
+
+    right = [double(row, row.answer_label) for row in ROWS]
+    wrong = [double(row, "abcd"[("abcd".index(row.answer_label) + 1) % 4]) for row in TRAIN]
+    settings = TaskSettings(item="Word")
+    expert, spec = make_spec(tiny, "answer"), make_spec(tiny, {"kind": "token_kd", "weight": 1.0})
+    train_adapter(expert, [], settings, right, [], tmp_path / "expert", tmp_path)
+    taught_by = {"assistant": (expert, tmp_path / "expert"), "captured": tmp_path / "kept"}
+    log = train_adapter(spec, [], settings, wrong, [], tmp_path / "out", tmp_path, **taught_by)
+    assert log.rows_captured == len(wrong)
+    found = load_predictor(spec, [], settings, tmp_path, tmp_path / "out").predict([row.prompt for row in HELD])
+    answers = [one.label.removeprefix("Answer:").strip() for one in found]
+    assert sum(a == 2 * row.answer_label for a, row in zip(answers, HELD, strict=True)) >= 0.8 * len(HELD)
+
+
 def test_a_teacher_reads_an_answer_once(tiny: Path, expert: Path, tmp_path: Path) -> None:
     rows = [replace(row, completion_id=f"c-{row.prompt_id}") for row in TRAIN[:6]]
 
