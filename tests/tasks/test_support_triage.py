@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from distill_dagster.config.presets import PRESETS
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.core.text import normalize_text
 from distill_dagster.pipeline.task_check import check_task_folder
@@ -28,6 +30,17 @@ def _shingles(text: str) -> set[str]:
 
 def test_no_problem_and_no_warning() -> None:
     assert [str(p) for p in check_task_folder(FOLDER)] == []
+
+
+def test_one_line_moves_its_student_to_a_larger_model(tmp_path: Path) -> None:
+    copy = shutil.copytree(FOLDER.path, tmp_path / "support_triage")
+    text = (copy / "task.yaml").read_text()
+    assert text.count("preset: smollm2\n") == 1
+    (copy / "task.yaml").write_text(text.replace("preset: smollm2\n", "preset: phi-4-mini\n"))
+    small, large = (folder.task.students["smollm2"] for folder in (FOLDER, TaskFolder(copy)))
+    assert (small.model, large.model) == ("smollm2-135m-instruct", "microsoft/Phi-4-mini-instruct")
+    assert large.lora.target_modules == PRESETS["phi-4-mini"]["lora"]["target_modules"] != small.lora.target_modules
+    assert [str(problem) for problem in check_task_folder(TaskFolder(copy))] == []
 
 
 def test_sizes() -> None:
