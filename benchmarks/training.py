@@ -13,7 +13,10 @@ trl               SFTTrainer with its defaults: bfloat16 autocast on float32 wei
                   random order
 trl_same_order    the same with our order of rows, which has less padding
 trl_tuned         our order, bfloat16 weights, no gradient checkpointing, no padding (`padding_free`)
-trl_tuned_eager   the same with plain attention; `ratio_trl_tuned` compares with the faster of the two
+trl_tuned_eager   the same with plain attention
+trl_tuned_padded  plain attention, rows padded to the longest of their step
+
+`ratio_trl_tuned` compares with the fastest of the tuned loops, `peak_mb_ratio_trl_tuned` with the smallest.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ RECORDED = PROJECT_FOLDER / "data" / "tasks" / "support_triage" / "recorded" / "
 MODELS = PROJECT_FOLDER / "data" / "models"
 ROWS = 298
 QUICK_STEPS = 3
-LOOPS = ("ours", "trl_tuned", "trl_tuned_eager", "trl", "trl_same_order")
+TUNED = ("trl_tuned", "trl_tuned_eager", "trl_tuned_padded")
+LOOPS = ("ours", *TUNED, "trl", "trl_same_order")
 SPEC = StudentSpec(
     model="smollm2-135m-instruct",
     architecture="causal_lm",
@@ -92,7 +96,7 @@ def compute_ratios(figures: dict[str, Any]) -> dict[str, float]:
     for loop in ("trl", "trl_same_order"):
         if loop in speed:
             ratios[f"ratio_{loop}"] = round(speed["ours"] / speed[loop], 2)
-    tuned = [loop for loop in ("trl_tuned", "trl_tuned_eager") if loop in speed]
+    tuned = [loop for loop in TUNED if loop in speed]
     if tuned:
         best = max(tuned, key=lambda loop: speed[loop])
         ratios["ratio_trl_tuned"] = round(speed["ours"] / speed[best], 2)
@@ -166,11 +170,11 @@ def build_trl_trainer(loop: str, items: list[Any], order: list[list[int]], folde
 
     from distill_dagster.student import loading
 
-    is_tuned = loop.startswith("trl_tuned")
-    tuned = {"bf16": False, "gradient_checkpointing": False, "padding_free": True, "max_length": None}
+    is_tuned, is_padded = loop in TUNED, loop == "trl_tuned_padded"
+    tuned = {"bf16": False, "gradient_checkpointing": False, "padding_free": not is_padded, "max_length": None}
     location = models.resolve_model(SPEC.model, MODELS).location
     dtype = loading.get_torch_dtype(SPEC.dtype) if is_tuned else torch.float32
-    attention = {"attn_implementation": "eager"} if loop.endswith("eager") else {}
+    attention = {"attn_implementation": "eager"} if is_padded or loop == "trl_tuned_eager" else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention)
     lora = peft.LoraConfig(
         task_type="CAUSAL_LM", r=SPEC.lora.rank, lora_alpha=SPEC.lora.alpha, target_modules="all-linear"
