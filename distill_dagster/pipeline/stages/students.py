@@ -311,7 +311,7 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "seconds": round(log.seconds, 1),
         "tokens_per_s": round(log.tokens_per_s, 1),
         "peak_mb": round(log.peak_mb, 1),
-        "objective": describe_objective(log.objective),
+        **({"objective": describe_objective(log.objective)} if log.objective else {}),
         **({"prompt": log.prompt, "target_tokens": log.target_tokens} if log.prompt else {}),
         "prompts_cut": log.prompts_cut,
         "targets_cut": log.targets_cut,

@@ -93,7 +93,8 @@ def split_loss(loss: float, weights: Sequence[Any]) -> list[float]:
     sums = [float(weight.detach() * weight.grad) for weight in weights]
     for weight in weights:
         weight.grad = None
-    return [loss * part / sum(sums) for part in sums]
+    total = sum(sums) or 1.0  # both parts of a student that is sure of all pairs are 0
+    return [loss * part / total for part in sums]
 
 
 def select_pairs(pairs: Sequence[PreferencePair], per_prompt: int) -> list[PreferencePair]:
