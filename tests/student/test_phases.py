@@ -70,6 +70,12 @@ def load(student: StudentSpec, folder: Path) -> CausalModel:
     return model
 
 
+def interrupt_phase(made: progress.Progress) -> None:
+    """End a training in the third step of its preference phase, as Ctrl-C does."""
+    if made.work.startswith("preference") and made.done == 3:
+        raise KeyboardInterrupt
+
+
 def share_of_ones(predictor: Any) -> float:
     found = predictor.predict([StudentPrompt.from_text(word) for word in HELD])
     return sum(one.label == f"Answer: {word}1" for one, word in zip(found, HELD, strict=True)) / len(HELD)
@@ -114,12 +120,7 @@ def test_a_phase_has_tensorboard_files_of_its_own(undecided: Path, tmp_path: Pat
     phase = {"kind": "preference", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     student = spec(undecided, phase)
     rows, pairs, work = ROWS[:16], PAIRS[:16], tmp_path / "work"
-
-    def listen(made: progress.Progress) -> None:
-        if made.work.startswith("preference") and made.done == 3:
-            raise KeyboardInterrupt
-
-    with progress.listen_to_progress(listen), pytest.raises(KeyboardInterrupt):
+    with progress.listen_to_progress(interrupt_phase), pytest.raises(KeyboardInterrupt):
         train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
     log = train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
     [training] = (work / "tensorboard").iterdir()
@@ -156,12 +157,7 @@ def test_a_training_that_is_interrupted_in_a_phase_ends_as_one_that_ran_through(
     phase = {"kind": "preference", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     student = spec(undecided, phase, checkpoint={"every_steps": 1}, batch_size=4)
     rows, pairs, work = ROWS[:16], PAIRS[:16], tmp_path / "work"
-
-    def interrupt(made: progress.Progress) -> None:
-        if made.work.startswith("preference") and made.done == 3:
-            raise KeyboardInterrupt
-
-    with progress.listen_to_progress(interrupt), pytest.raises(KeyboardInterrupt):
+    with progress.listen_to_progress(interrupt_phase), pytest.raises(KeyboardInterrupt):
         train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
     log = train_adapter(student, [], SETTINGS, rows, [], tmp_path / "out", tmp_path, pairs=pairs, work=work)
     assert log.resumed_at == [3], "of four steps"
