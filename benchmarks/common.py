@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -75,6 +76,12 @@ def read_score(facts: dict[str, Any]) -> dict[str, Any]:
 def name_verdict(values: dict[str, Any]) -> str:
     """Whether distilling paid, from metrics.json."""
     return {True: "yes", False: "no", None: "undecided"}[values["verdict"]["worth_it"]]
+
+
+def summarize(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation, rounded. One value has no deviation: 0."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return round(statistics.fmean(values), 4), round(deviation, 4)
 
 
 def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> None:

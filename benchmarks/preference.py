@@ -1,6 +1,7 @@
 """Measure what preference pairs add: CommonsenseQA, SFT on a teacher's answers alone and with DPO after it.
 
-Usage: python benchmarks/preference.py --data FOLDER [--rows 1200] [--test 400] [--seeds 3] [--quick] [--json FILE]
+Usage: python benchmarks/preference.py --data FOLDER [--rows 1200] [--test 400] [--seeds 3]
+           [--systems sft dpo sft_right dpo_right dpo_only] [--quick] [--json FILE]
 
 FOLDER holds questions.jsonl and the recorded answers of two teachers to the same questions, a stronger one
 (completions-palm.jsonl) and a weaker one (completions-llama3-8b.jsonl). The student, SmolLM2 135M, writes the text of
@@ -10,10 +11,12 @@ a judge or a vote. So a control learns from the same labels without pairs.
 
 Systems, each scored on `test` other questions by exact match:
     sft         the stronger teacher's answers
-    sft_right   the same without its wrong answers: the control
     dpo         sft, then the pairs
-    dpo_only    sft, then the pairs with sft_weight 0
+    sft_right   sft without the wrong answers: the control
     dpo_right   sft_right, then the pairs
+    dpo_only    sft, then the pairs with sft_weight 0
+
+Each figure is written as soon as it is measured. A mean is over the seeds that have it.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import wanted, write_result
+from common import summarize, wanted, write_result
 
 from distill_dagster.config import StudentSpec
 from distill_dagster.core.paths import Home
@@ -40,20 +43,28 @@ from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import PreferencePair, StudentPrompt, TaskSettings, TrainRow
 
 SETTINGS = TaskSettings("Question")
-SFT: dict[str, Any] = {
+WRITER: dict[str, Any] = {
     "model": "smollm2-135m-instruct",
     "architecture": "causal_lm",
     "prompt": "plain",
     "dtype": "auto",
     "lora": {"rank": 16, "alpha": 32, "last_layers": 10},
-    "epochs": 2,
-    "patience": None,
-    "batch_size": 8,
-    "learning_rate": 5.0e-4,
-    "max_tokens": 112,
-    "answer_tokens": 12,
+    "epochs": 3,
+    "batch_size": 16,
+    "learning_rate": 1.0e-3,
+    "max_tokens": 128,
 }
-PHASE: dict[str, Any] = {"kind": "preference", "beta": 0.1, "epochs": 2, "batch_size": 8, "learning_rate": 1.0e-4}
+"""The student of tasks with written answers."""
+SFT = WRITER | {"patience": None, "answer_tokens": 24}
+DPO: dict[str, Any] = {"kind": "preference", "beta": 0.1, "epochs": 1, "batch_size": 8, "learning_rate": 5.0e-5}
+SYSTEMS: dict[str, tuple[str, float] | None] = {
+    "sft": None,
+    "dpo": ("sft", 1),
+    "sft_right": None,
+    "dpo_right": ("sft_right", 1),
+    "dpo_only": ("sft", 0),
+}
+"""Each with the system before its phase and the phase's sft_weight; None: it has no phase."""
 ANSWER = re.compile(r"answer is \(([a-e])\)", re.IGNORECASE)
 
 
@@ -109,33 +120,58 @@ def load(spec: StudentSpec, folder: Path, models: Path) -> FreeTextStudent:
     return student
 
 
-def run_seed(
-    questions: list[dict[str, Any]], rows: int, test: int, seed: int, models: Path, work: Path
-) -> dict[str, Any]:
-    """The accuracy of every system of one seed, which chooses the questions as well."""
-    spec = StudentSpec.model_validate(SFT | {"seed": seed})
-    order = random.Random(seed).sample(questions, len(questions))
-    held, taught = order[:test], [one for one in order[test:] if one["strong"]][:rows]
-    pairs = [
-        PreferencePair(build_row(one, one["strong"]), build_row(one, one["weak"]))
-        for one in taught
-        if one["weak"] and one["strong"] == one["answer"] != one["weak"]
-    ]
-    figures: dict[str, Any] = {"rows": len(taught), "pairs": len(pairs)}
-    figures["teacher"] = round(sum(one["strong"] == one["answer"] for one in held) / len(held), 4)
-    every = [build_row(one, one["strong"]) for one in taught]
-    right = [row for row, one in zip(every, taught, strict=True) if one["strong"] == one["answer"]]
-    for name, part in (("sft", every), ("sft_right", right)):
+class Seed:
+    """Questions and systems of one seed, which chooses the questions as well."""
+
+    def __init__(self, questions: list[dict[str, Any]], rows: int, test: int, seed: int, models: Path, work: Path):
+        self._settings, self._models, self._work = SFT | {"seed": seed}, models, work
+        order = random.Random(seed).sample(questions, len(questions))
+        self._held, self._taught = order[:test], [one for one in order[test:] if one["strong"]][:rows]
+        self._pairs = [
+            PreferencePair(build_row(one, one["strong"]), build_row(one, one["weak"]))
+            for one in self._taught
+            if one["weak"] and one["strong"] == one["answer"] != one["weak"]
+        ]
+        right = sum(one["strong"] == one["answer"] for one in self._held)
+        self.figures: dict[str, Any] = {
+            "rows": len(self._taught),
+            "pairs": len(self._pairs),
+            "teacher": round(right / len(self._held), 4),
+        }
+
+    def measure(self, system: str) -> None:
+        """Add the accuracy of a system to the figures, and how it was reached."""
         started = time.perf_counter()
-        train(spec, part, work / name, models, name)
-        figures |= {name: score(load(spec, work / name, models), held), f"{name}_s": time.perf_counter() - started}
-    for name, base, weight in (("dpo", "sft", 1), ("dpo_only", "sft", 0), ("dpo_right", "sft_right", 1)):
-        started = time.perf_counter()
-        phase = StudentSpec.model_validate(SFT | {"seed": seed, "then": [PHASE | {"sft_weight": weight}]})
-        student = load(phase, work / base, models)
-        [log] = run_phases(student, [], pairs, models, dict, name)
-        figures |= {name: score(student, held), f"{name}_s": time.perf_counter() - started}
-        figures[f"{name}_preferred"] = statistics.mean(log.metrics["rewards/accuracies"][-10:])
+        phase = SYSTEMS[system]
+        if phase:
+            base, weight = phase
+            spec = StudentSpec.model_validate(self._settings | {"then": [DPO | {"sft_weight": weight}]})
+            student = load(spec, self._train(base), self._models)
+            [log] = run_phases(student, [], self._pairs, self._models, dict, system)
+            self.figures[f"{system}_preferred"] = statistics.mean(log.metrics["rewards/accuracies"][-10:])
+        else:
+            student = load(StudentSpec.model_validate(self._settings), self._train(system), self._models)
+        self.figures[system] = score(student, self._held)
+        self.figures[f"{system}_s"] = round(time.perf_counter() - started)
+
+    def _train(self, system: str) -> Path:
+        """The folder with the student after SFT."""
+        folder = self._work / system
+        if not folder.exists():
+            kept = [one for one in self._taught if system == "sft" or one["strong"] == one["answer"]]
+            part = [build_row(one, one["strong"]) for one in kept]
+            self.figures[f"{system}_rows"] = len(part)
+            train(StudentSpec.model_validate(self._settings), part, folder, self._models, system)
+        return folder
+
+
+def average(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of each figure, over the seeds that have it."""
+    figures: dict[str, Any] = {"seeds": len(found)}
+    for name in dict.fromkeys(name for one in found for name in one):
+        figures[name], deviation = summarize([one[name] for one in found if name in one])
+        if name in SYSTEMS:
+            figures |= {f"{name}_sd": deviation, f"{name}_seeds": sum(name in one for one in found)}
     return figures
 
 
@@ -145,20 +181,21 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1200)
     parser.add_argument("--test", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS])
     parser.add_argument("--quick", action="store_true", help="48 rows, 16 questions, one seed")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows, test, seeds = (48, 16, 1) if arguments.quick else (arguments.rows, arguments.test, arguments.seeds)
     questions = read_questions(arguments.data)
     models, found = Home.from_env().models, list[dict[str, Any]]()
-    for seed in range(seeds):
+    for number in range(seeds):
         with tempfile.TemporaryDirectory() as work:
-            found.append(run_seed(questions, rows, test, seed, models, Path(work)))
-        print(json.dumps(found[-1]), flush=True)
-        names = [name for name in found[0] if not name.endswith("_s")]
-        means = {name: round(statistics.mean(one[name] for one in found), 4) for name in names}
-        spread = {f"{n}_sd": round(statistics.pstdev(one[n] for one in found), 4) for n in names}
-        write_result(wanted(arguments, "preference"), {"preference": means | spread | {"seeds": seed + 1}})
+            seed = Seed(questions, rows, test, number, models, Path(work))
+            found.append(seed.figures)
+            for system in arguments.systems:
+                seed.measure(system)
+                print(json.dumps(seed.figures), flush=True)
+                write_result(wanted(arguments, "preference"), {"preference": average(found)})
     return 0
 
 

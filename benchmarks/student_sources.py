@@ -26,19 +26,6 @@ VALIDATION_SHARE = 0.1
 CQA_HELD_OUT = 1221
 """As many questions as the official validation set has. They are drawn from the training set, whose labels are open."""
 
-WRITER: dict[str, Any] = {
-    "model": "smollm2-135m-instruct",
-    "architecture": "causal_lm",
-    "prompt": "plain",
-    "dtype": "auto",
-    "lora": {"rank": 16, "alpha": 32, "last_layers": 10},
-    "epochs": 3,
-    "batch_size": 16,
-    "learning_rate": 1.0e-3,
-    "max_tokens": 128,
-}
-"""The student of tasks with written answers. Settings of objectives are added."""
-
 
 @dataclass
 class Source:
@@ -156,7 +143,7 @@ def read_commonsenseqa(data: Path) -> Source:
         ),
         [(one["text"], one["answer"]) for one in held],
         sum(one["strong"] == one["answer"] for one in held) / len(held),
-        {"smollm2": WRITER},
+        {"smollm2": preference.WRITER},
         agreed={one["id"] for one in rest if one["strong"] == one["weak"]},
         is_right=lambda found, reference: normalize_text(found) == normalize_text(reference),
     )
@@ -179,7 +166,7 @@ def read_svamp(data: Path) -> Source:
         [_make_written_row(row["id"], row["question"], row["found"], row["why"]) for row in rows],
         [(row["question"], row["equation"]) for row in found["test"]],
         sum(right) / len(right),
-        {"smollm2": WRITER},
+        {"smollm2": preference.WRITER},
         agreed={row["id"] for row in rows if _names_value(row["why"], row["found"])},
         is_right=are_equal_values,
     )

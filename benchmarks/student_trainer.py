@@ -113,9 +113,3 @@ class Bench:
         """What `measure` returns, for each seed of a student with changed settings."""
         specs = {seed: self.build_spec(settings, seed, **change) for seed in self.seeds}
         return {seed: self.measure(source, spec, rows, validation, epochs) for seed, spec in specs.items()}
-
-
-def summarize(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation, rounded. One value has no deviation: 0."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return round(statistics.fmean(values), 4), round(deviation, 4)

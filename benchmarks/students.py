@@ -3,7 +3,7 @@
 Usage: python benchmarks/students.py --data FOLDER [--parts shrink table soft_hard commonsenseqa svamp]
            [--sources banking77 support_triage] [--students minilm smollm2] [--systems distilled human ...]
            [--seeds 0 1 2] [--shares 5 10 25 50 100] [--rows 1200] [--full] [--items 1221]
-           [--objectives answer reasoning multitask] [--home FOLDER] [--quick] [--json FILE]
+           [--objectives answer reasoning multitask] [--filters all agreed] [--home FOLDER] [--quick] [--json FILE]
 
 FOLDER holds banking77, commonsenseqa and svamp: human labels and recorded teachers. support_triage is the bundled task.
 Every accuracy is on rows that nothing else uses, and is the mean over seeds; `_sd` is the standard deviation over them.
@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import student_sources as sources
-from common import wanted, write_result
-from student_trainer import Bench, Figures, summarize
+from common import summarize, wanted, write_result
+from preference import DPO
+from student_trainer import Bench, Figures
 
 from distill_dagster.core.paths import Home
 from distill_dagster.student.types import PreferencePair, TrainRow
@@ -47,11 +48,10 @@ SHARES = (5, 10, 25, 50, 100)
 HUMAN_FACTORS = (1, 3, 10)
 SHRUNK: dict[str, Any] = {"shrink": {"layers": 3}, "lora": {"rank": 16, "alpha": 32}}
 """All layers that stay get an adapter, so that they can make up for the others."""
-DPO = {"kind": "preference", "beta": 0.1, "epochs": 1, "batch_size": 8, "learning_rate": 5.0e-5}
 QUICK = {"epochs": 1}
 READERS = {"banking77": sources.read_banking77, "support_triage": sources.read_support_triage}
-FILTERS = ("", "_agreed")
-"""Endings of figures of written answers: of all rows, and of those that are agreed on."""
+FILTERS = {"all": "", "agreed": "_agreed"}
+"""Rows with written answers to learn: all, or those that are agreed on. With the ending of their figures."""
 OBJECTIVES = ("answer", "reasoning", "multitask")
 WRITTEN = {"commonsenseqa": ("cqa", sources.read_commonsenseqa), "svamp": ("svamp", sources.read_svamp)}
 PARTS = ("shrink", "table", "soft_hard", *WRITTEN)
@@ -215,6 +215,7 @@ def measure_written(
     short: str,
     most: int | None,
     objectives: list[str],
+    filters: list[str],
     results: Results,
 ) -> Figures:
     """Objectives of written answers, on all rows and on those that are agreed on.
@@ -224,11 +225,17 @@ def measure_written(
     """
     every, settings = source.split(source.taught), source.students["smollm2"]
     group = short if most else f"{short}_full"
-    names = {f"{name}_{kind}{suffix}" for name in (short, f"{short}_full") for kind in OBJECTIVES for suffix in FILTERS}
+    names = {
+        f"{name}_{kind}{suffix}"
+        for name in (short, f"{short}_full")
+        for kind in OBJECTIVES
+        for suffix in FILTERS.values()
+    }
     figures: Figures = {f"{short}_teacher": round(source.teacher, 4), f"{group}_items": len(source.golden)}
-    agreed = tuple([r for r in part if r.prompt_id in source.agreed] for part in every)
+    parts = {"all": every, "agreed": tuple([r for r in part if r.prompt_id in source.agreed] for part in every)}
     for kind in objectives:
-        for suffix, (rows, validation) in zip(FILTERS, (every, agreed), strict=True):
+        for name in filters:
+            suffix, (rows, validation) = FILTERS[name], parts[name]
             rows, validation = rows[:most], validation[: max(1, most // 10) if most else None]
             if kind == "reasoning":
                 rows, validation = (
@@ -273,7 +280,7 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results
         source = read(arguments.data)
         source.shorten(len(source.taught), arguments.items)
         most = None if arguments.full else arguments.rows
-        return measure_written(bench, source, short, most, arguments.objectives, results)
+        return measure_written(bench, source, short, most, arguments.objectives, arguments.filters, results)
     for name in arguments.sources:
         source = READERS[name](arguments.data)
         if arguments.quick:
@@ -306,6 +313,7 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="learn all rows with written answers")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES], help="of written answers")
+    parser.add_argument("--filters", nargs="+", choices=FILTERS, default=[*FILTERS], help="of written answers")
     parser.add_argument("--items", type=int, default=sources.CQA_HELD_OUT, help="most held-out written answers")
     parser.add_argument("--home", type=Path, help="a folder for finished trainings, to continue from")
     parser.add_argument("--quick", action="store_true", help="few rows and one epoch, too few for real figures")
