@@ -294,10 +294,8 @@ def _build_minilm(sketch: TaskSketch) -> dict[str, object]:
 
 def _build_smollm2(sketch: TaskSketch) -> dict[str, object]:
     settings: dict[str, object] = {
-        "model": "smollm2-135m-instruct",
-        "architecture": "causal_lm",
+        "preset": "smollm2  # on a GPU phi-4-mini, without prompt, learning_rate and max_tokens: it has its own",
         "prompt": "plain  # chat: the model's chat template, with more tokens per row",
-        "lora": "{rank: 16, alpha: 32}",
         "epochs": 4 if sketch.has_labels else 3,
         "seed_only_epochs": 6,
         "batch_size": 16 if sketch.has_labels else 8,

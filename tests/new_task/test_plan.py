@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from distill_dagster.config import StudentSpec
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.text import normalize_text
 from distill_dagster.new_task.columns import Columns
@@ -303,3 +304,12 @@ def test_prompts_and_answers_fit_into_the_tokens_of_teacher_and_student(
     student = task["students"]["smollm2"]
     assert len(make(7)) / letters_per_token < student["max_tokens"] <= 1024
     assert 60 / letters_per_token < student["answer_tokens"] == task["teacher"]["max_tokens"]
+
+
+def test_one_line_moves_the_language_model_of_a_new_task_to_a_larger_one(tmp_path: Path) -> None:
+    rows = [{"instruction": make_english(n), "output": make_english(n + 1000)[:60]} for n in range(60)]
+    settings = read_yaml(plan_table(tmp_path / "a.jsonl", rows))["students"]["smollm2"]
+    small, large = (StudentSpec.model_validate(settings | {"preset": name}) for name in ("smollm2", "phi-4-mini"))
+    assert (small.model, large.model) == ("smollm2-135m-instruct", "microsoft/Phi-4-mini-instruct")
+    assert large.lora.target_modules != small.lora.target_modules
+    assert settings["preset"] == "smollm2"
