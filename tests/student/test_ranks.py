@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.config.checkpoint import CheckpointSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import ranks
@@ -72,19 +73,58 @@ save_file({name: one.detach() for name, one in weights.items()}, folder / f"{get
 """
 
 
+KILLED = """
+import os, pickle, signal, sys
+from pathlib import Path
+
+from distill_dagster.core import progress
+from distill_dagster.student.train import train_adapter
+
+def listen(made):
+    if made.done == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+arguments, named = pickle.loads(Path(sys.argv[1]).read_bytes())
+with progress.listen_to_progress(listen):
+    train_adapter(*arguments, **named)
+"""
+
+
+def test_two_ranks_of_which_one_was_killed_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout, so that the random states of both ranks matter."""
+    lora, checkpoint = LoraSpec(rank=4, dropout=0.2), CheckpointSpec(every_steps=1)
+    spec = make_spec(write_tiny_model(tmp_path / "tiny", size=32))
+    spec = spec.model_copy(update={"lora": lora, "checkpoint": checkpoint})
+    given, work = (spec, LABELS, SETTINGS, ROWS, HELD), tmp_path / "work"
+    resumed = (*given, tmp_path / "resumed", tmp_path)
+    (tmp_path / "arguments").write_bytes(pickle.dumps((resumed, {"work": work})))
+    (tmp_path / "rank.py").write_text(KILLED)
+    ended = launch_ranks(tmp_path / "rank.py", tmp_path / "arguments")
+    assert "Signal 9 (SIGKILL)" in ended.stderr
+    assert not (tmp_path / "resumed").exists()
+    monkeypatch.setenv(ranks.PROCESSES_VARIABLE, "2")
+    log = train_adapter(*resumed, work=work)
+    whole = train_adapter(*given, tmp_path / "whole", tmp_path)
+    assert log.resumed_at == [4]
+    assert (log.losses, log.validation) == (whole.losses, whole.validation)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def launch_ranks(script: Path, argument: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in two ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*launcher, str(script), str(argument)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
 def test_ranks_start_equal_and_keep_no_copy_of_the_gradients(tmp_path: Path) -> None:
     """As DistributedDataParallel would. Here the weights of the second rank are others before the training."""
     spec = make_spec(write_tiny_model(tmp_path / "tiny", size=32))
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     (tmp_path / "rank.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    root = Path(__file__).parents[2]
-    ended = subprocess.run(
-        [*launcher, str(tmp_path / "rank.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
+    ended = launch_ranks(tmp_path / "rank.py", tmp_path)
     assert ended.returncode == 0, ended.stderr
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, weight in first.items():
