@@ -6,12 +6,9 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -37,59 +34,12 @@ from distill_dagster.evaluation.system_names import SYSTEM_MEANINGS
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.teacher.providers.terms import find_terms
 from tests.evaluation.build import LABELS, SPEC, row, table
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
-
-EVIL = "<script>alert(1)</script>"
-INPUTS = ReportInputs(
-    task="mail",
-    student="small",
-    dataset_version="d" * 64,
-    settings_hash="5" * 64,
-    created_at="2026-01-02T03:04:05+00:00",
-    texts={},
-    dataset={"kept": {"train": 90, "validation": 10}, "dropped": {"duplicate": 4}},
-    training={"training loss": [(1, 2.0), (2, 1.0)], "validation loss": [(2, 1.5)], "empty": []},
-    golden_looks=[{"at": "2026-01-02T03:04:05+00:00", "settings_hash": "5" * 64}],
-    latency_method="One by one.",
-    cost_method="The machine costs `nothing`.",
-    versions={"torch": "2"},
-    notice="Teacher and student share their base.",
-    extra={"run": "r1", "task": "never this"},
-)
-FACTS: dict[str, dict[str, Any]] = {
-    "teacher": {"model": "big", "cost_usd_per_1k": 1.25},
-    "distilled": {"model": "small", "parameters": 22_713_216, "bytes": 90_900_000, "peak_mb": 210.0},
-}
-
-
-def _predictions(labels: tuple[str, ...] = LABELS) -> pl.DataFrame:
-    rng = np.random.default_rng(4)
-    rows = []
-    chance = {"teacher": 0.9, "base": 0.4, "seed_only": 0.6, "distilled": 0.8, "centroid": 0.7}
-    for split, items in (("golden", 60), ("dev", 20)):
-        for i in range(items):
-            reference = labels[i % len(labels)]
-            for system, p in chance.items():
-                wrong = labels[(i + 1) % len(labels)] if rng.random() < 0.8 else None
-                answer = reference if rng.random() < p else wrong
-                seconds = float(rng.gamma(3, 0.01)) if split == "golden" and i < 15 else None
-                rows.append(row(system, f"{split}{i}", reference, answer, split, slice=f"s{i % 2}", latency_s=seconds))
-    return table(rows)
-
-
-def _write(folder: Path, predictions: pl.DataFrame, inputs: ReportInputs, labels: tuple[str, ...] = LABELS) -> str:
-    metrics = compute_metrics(predictions, FACTS, labels, SPEC)
-    write_report(folder, predictions, metrics, recommend(metrics), inputs)
-    return (folder / "report.html").read_text(encoding="utf-8")
+from tests.evaluation.sample_report import EVIL, FACTS, INPUTS, build_predictions, write_files, write_sample
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("report")
-    _write(path, _predictions(), replace(INPUTS, texts={f"golden{i}": f"text number {i}" for i in range(60)}))
-    return path
+    return write_sample(tmp_path_factory.mktemp("report"))
 
 
 def test_names_that_scripts_rely_on(folder: Path) -> None:
@@ -114,7 +64,7 @@ def test_names_that_scripts_rely_on(folder: Path) -> None:
 
 def test_the_kept_epoch_is_named(tmp_path: Path) -> None:
     sentence = "The linear probe is kept: its validation loss is 0.300, and fine-tuning came to 0.400 at best."
-    assert f"<p>{sentence}</p>" in _write(tmp_path, _predictions(), replace(INPUTS, kept_epoch=sentence))
+    assert f"<p>{sentence}</p>" in write_files(tmp_path, build_predictions(), replace(INPUTS, kept_epoch=sentence))
 
 
 def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> None:
@@ -242,8 +192,8 @@ def test_the_first_screen_says_what_it_means_and_explains_its_terms(folder: Path
 def test_a_column_without_any_figure_is_left_out_and_every_figure_is_explained(tmp_path: Path) -> None:
     bare = {"teacher": {"cost_usd_per_1k": 1.0}}
     for facts, is_shown in ((FACTS, True), (bare, False)):
-        metrics = compute_metrics(_predictions(), facts, LABELS, SPEC)
-        write_report(tmp_path, _predictions(), metrics, recommend(metrics), INPUTS)
+        metrics = compute_metrics(build_predictions(), facts, LABELS, SPEC)
+        write_report(tmp_path, build_predictions(), metrics, recommend(metrics), INPUTS)
         html = re.sub(r"\s+", " ", (tmp_path / "report.html").read_text())
         for column in ("Peak memory", "Parameters", "Size"):
             assert (f'<th scope="col">{column}</th>' in html) == is_shown
@@ -293,7 +243,7 @@ def test_page_shows_all_parts(folder: Path) -> None:
 
 def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
     labels = ("refund", f"card {EVIL}", "other")
-    predictions = _predictions(labels)
+    predictions = build_predictions(labels)
     # The distilled student answers the first item with markup that is not a label, and the teacher is right there.
     first = pl.col("item_id") == "golden0"
     predictions = predictions.with_columns(
@@ -313,7 +263,7 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
         golden_looks=[{EVIL: EVIL}],
         training={EVIL: [(1, 1.0), (2, 0.5)]},
     )
-    html = _write(tmp_path, predictions, inputs, labels)
+    html = write_files(tmp_path, predictions, inputs, labels)
     page = _Page()
     page.feed(html)
     assert html.count("<script") == 1, "the page's own"
@@ -326,7 +276,7 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
 def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> None:
     declared = TermsSpec.model_validate({"acknowledged": True, "note": EVIL})
     terms = find_terms(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=declared)).to_json()
-    html = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms]))
+    html = write_files(tmp_path, build_predictions(), replace(INPUTS, terms=[terms]))
     text = re.sub(r"\s+", " ", html)
     assert "restrict training with its answers; the task acknowledges it." in text
     assert "Use outputs to train an AI model (e.g., “model scraping” or “model distillation”)" in text
@@ -335,9 +285,9 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     [entry] = json.loads((tmp_path / "metrics.json").read_text())["terms"]
     assert (entry["restricts"], entry["acknowledged"], entry["note"]) == ("yes", True, EVIL)
     assert entry["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
-    assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
+    assert "Terms of the teacher" not in write_files(tmp_path, build_predictions(), INPUTS)
     judge = find_terms(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).to_json("judge")
-    both = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms, judge]))
+    both = write_files(tmp_path, build_predictions(), replace(INPUTS, terms=[terms, judge]))
     assert "Terms of the teacher and of other models that were asked" in both
     assert "Answers were judged. The terms of OpenAI" in both
     roles = [one["role"] for one in json.loads((tmp_path / "metrics.json").read_text())["terms"]]
@@ -348,10 +298,10 @@ NEAREST = NearestRow("p1", 0.873, f"a training text {EVIL}", "card", "big", 0.91
 
 
 def test_every_item_is_in_the_table_and_an_error_has_the_rows_that_it_was_taught(tmp_path: Path) -> None:
-    predictions = _predictions()
+    predictions = build_predictions()
     wrong = predictions.filter(pl.col("split") == "golden", pl.col("system") == "distilled", ~pl.col("correct"))
     first = wrong["item_id"].sort()[0]
-    html = _write(tmp_path, predictions, replace(INPUTS, nearest={first: (NEAREST,)}))
+    html = write_files(tmp_path, predictions, replace(INPUTS, nearest={first: (NEAREST,)}))
     assert html.count("<tbody data-outcome=") == 60
     assert html.count('class="near"') == 1
     text = re.sub(r"\s+", " ", html)
@@ -362,30 +312,10 @@ def test_every_item_is_in_the_table_and_an_error_has_the_rows_that_it_was_taught
     assert (error["item_id"], error["nearest"][0]["prompt_id"]) == (first, "p1")
 
 
-@pytest.mark.ui
-def test_the_table_of_items_is_filtered_by_keyboard(folder: Path) -> None:
-    with _open(folder, 1200) as page:
-        page.locator("#items").locator("xpath=..").locator("summary").first.focus()
-        page.keyboard.press("Enter")
-        rows = page.locator("#items table.items > tbody:visible")
-        assert rows.count() == 60
-        page.get_by_label("Text").focus()
-        page.keyboard.type("golden17 s1")
-        assert rows.count() == 1
-        assert "1 of 60 items" in page.locator("#item-filter").inner_text()
-        assert "golden17" in rows.first.inner_text()
-        page.get_by_label("Text").fill("")
-        page.locator("#item-filter").get_by_label("Slice").select_option("s0")
-        page.get_by_label("Show").select_option("lost")
-        shown = {rows.nth(n).get_attribute("data-outcome") for n in range(rows.count())}
-        assert shown == {"lost"}
-        assert page.locator("#items tbody[data-slice=s1]:visible").count() == 0
-
-
 def test_the_markdown_has_the_same_figures_and_no_markup(tmp_path: Path) -> None:
     learned = f"The student learned the objective soft_label with chat prompts. {EVIL}"
     inputs = replace(INPUTS, task=f"a|b*c {EVIL}", notice=f"`code_with|pipe` and {EVIL}", how_trained=learned)
-    _write(tmp_path, _predictions(), inputs)
+    write_files(tmp_path, build_predictions(), inputs)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert text.startswith(r"# a\|b\*c \<script\>")
@@ -405,140 +335,18 @@ def test_the_markdown_has_the_same_figures_and_no_markup(tmp_path: Path) -> None
 
 def test_leaks_are_listed_row_by_row(tmp_path: Path) -> None:
     leak = {"slice": "mail", "text": f"Where is it? {EVIL}", "why": "item_in_row of golden:g7, overlap 0.83"}
-    html = _write(tmp_path, _predictions(), replace(INPUTS, leaks=[leak]))
+    html = write_files(tmp_path, build_predictions(), replace(INPUTS, leaks=[leak]))
     assert "1 row left out because of golden or dev rows in them" in html
     assert "item_in_row of golden:g7, overlap 0.83" in html
     assert "Where is it? &lt;script&gt;" in html
     assert json.loads((tmp_path / "metrics.json").read_text())["leaks"] == [leak]
-    assert "because of golden or dev rows" not in _write(tmp_path, _predictions(), INPUTS)
-
-
-@contextmanager
-def _open(folder: Path, width: int, height: int = 800, **settings: Any) -> Iterator[Page]:
-    from tests.support.browser import open_browser_page
-
-    with open_browser_page(width, height) as page:
-        page.emulate_media(**settings)
-        page.goto((folder / "report.html").as_uri())
-        yield page
-
-
-def _open_all(page: Page) -> None:
-    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
-
-
-BROKEN_WORDS = """
-[...document.querySelectorAll('th')].flatMap(cell => {
-  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), found = [];
-  while (walker.nextNode()) {
-    for (const word of walker.currentNode.data.matchAll(/[^\\s-]+/g)) {
-      const range = document.createRange();
-      range.setStart(walker.currentNode, word.index);
-      range.setEnd(walker.currentNode, word.index + word[0].length);
-      if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) found.push(word[0]);
-    }
-  }
-  return found;
-})
-"""
-"""The words of table headers that stand on more than one line."""
-
-
-@pytest.mark.ui
-@pytest.mark.parametrize("width", [320, 400, 800, 1200])
-def test_a_narrow_page_scrolls_tables_and_breaks_no_word(folder: Path, width: int) -> None:
-    with _open(folder, width) as page:
-        _open_all(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        assert page.evaluate(BROKEN_WORDS) == []
-        hint = page.get_by_text("scroll it sideways").first
-        assert hint.is_visible() == (width <= 800)
-        region = page.get_by_role("region", name="Every system on the 60 golden items")
-        inner, outer = region.evaluate("box => [box.scrollWidth, box.clientWidth]")
-        assert (inner > outer) == (width <= 800)
-        region.focus()
-        page.keyboard.press("End")  # reachable without a mouse
-
-
-@pytest.mark.ui
-def test_a_link_of_the_contents_unfolds_its_part(folder: Path) -> None:
-    with _open(folder, 1200) as page:
-        links = page.get_by_role("navigation").get_by_role("link")
-        assert links.count() > 8
-        assert not page.locator("#labels").is_visible()
-        for link in links.all():
-            link.click()
-            target = page.locator(link.get_attribute("href") or "")
-            assert target.is_visible()
-            assert (target.bounding_box() or {"y": -1})["y"] >= 0
-
-
-def _read_luminance(colour: str) -> float:
-    """Relative luminance of `rgb(…)` (WCAG 2.2)."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.ui
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast_in_both_colour_schemes(folder: Path, scheme: str) -> None:
-    with _open(folder, 1200, color_scheme=scheme) as page:
-        read = "(item, name) => getComputedStyle(item)[name]"
-        paper = _read_luminance(page.locator("main").evaluate(read, "backgroundColor"))
-        assert paper < 0.05 if scheme == "dark" else paper > 0.9
-        places = {"main": "main", ".verdict": ".verdict .lead", "tr.own > td": "tr.own > td.soft"}
-        others = [(place, "main") for place in (".meta", ".small", "nav a", "caption", ".model", "thead th", ".kicker")]
-        for text, behind in [*((text, back) for back, text in places.items()), *others]:
-            ink = _read_luminance(page.locator(text).first.evaluate(read, "color"))
-            back = _read_luminance(page.locator(behind).first.evaluate(read, "backgroundColor"))
-            assert (max(ink, back) + 0.05) / (min(ink, back) + 0.05) >= 4.5, text
-
-
-@pytest.mark.ui
-def test_a_print_is_light_and_shows_what_is_folded(folder: Path) -> None:
-    with _open(folder, 680, media="print", color_scheme="dark") as page:
-        paper = page.locator("body").evaluate("item => getComputedStyle(item).backgroundColor")
-        ink = page.locator("body").evaluate("item => getComputedStyle(item).color")
-        assert _read_luminance(paper) == pytest.approx(1)
-        assert _read_luminance(ink) < 0.05
-        assert not page.locator("nav").is_visible()
-        for table in page.locator("main table").all():
-            box = table.bounding_box()
-            assert box is not None
-            assert box["height"] > 20
-            assert box["x"] + box["width"] <= 680
-        assert page.evaluate(BROKEN_WORDS) == []
-        pages = len(re.findall(rb"/Type\s*/Page\b", page.pdf(prefer_css_page_size=True)))
-        assert 2 <= pages <= 9
-
-
-@pytest.mark.ui
-def test_long_texts_stay_within_the_page(tmp_path: Path) -> None:
-    from tests.support.browser import open_browser_page
-
-    long = {"slice": "mail", "text": "Where is my parcel? " * 15, "why": "near of golden:g7, overlap 0.83"}
-    unbroken = {"slice": "s" * 63, "text": "x" * 300, "why": f"exact of golden:{'g' * 200}, overlap 1.00"}
-    texts = {f"golden{i}": "text" * 100 for i in range(60)}
-    _write(tmp_path, _predictions(), replace(INPUTS, leaks=[long, unbroken], texts=texts))
-    with open_browser_page(1200, 900) as page:
-        page.goto((tmp_path / "report.html").as_uri())
-        page.get_by_role("link", name="Dataset").click()
-        assert not page.get_by_text("near of golden:g7").is_visible()
-        page.get_by_text("2 rows left out").click()
-        assert page.get_by_text("near of golden:g7").is_visible()
-        sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-        assert sizes[0] == sizes[1]
-        for table in page.locator("main table").all():
-            box = table.bounding_box()
-            assert box is not None
-            assert box["x"] + box["width"] <= 1200 - 60, "the page's own margin"
+    assert "because of golden or dev rows" not in write_files(tmp_path, build_predictions(), INPUTS)
 
 
 def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:
     predictions = table([row("distilled", "a", "card", "card", slice=None)])
     bare = ReportInputs("mail", "small", "d", "s", "now", {})
-    html = _write(tmp_path, predictions, bare)
+    html = write_files(tmp_path, predictions, bare)
     assert "No verdict" in html
     assert "There is no training log." in html
     assert "The log is empty." in html
@@ -550,22 +358,22 @@ def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:
 def test_many_labels_are_cut_to_those_with_errors(tmp_path: Path) -> None:
     labels = tuple(f"label {i:02d}" for i in range(40))
     rows = [row("distilled", f"i{i:02d}", label, labels[39 - i] if i < 2 else label) for i, label in enumerate(labels)]
-    html = _write(tmp_path, table(rows), INPUTS, labels)
+    html = write_files(tmp_path, table(rows), INPUTS, labels)
     assert "labels with most errors are drawn" in re.sub(r"\s+", " ", html)
 
 
 def test_the_same_input_gives_the_same_files(tmp_path: Path) -> None:
-    predictions = _predictions()
+    predictions = build_predictions()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        _write(tmp_path / name, predictions, INPUTS)
+        write_files(tmp_path / name, predictions, INPUTS)
     for file in ("report.html", "metrics.json", "predictions.parquet"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_summary_rows() -> None:
     unpriced = SPEC.model_copy(update={"machine_usd_per_hour": None})
-    rows = {r["system"]: r for r in build_summary_rows(compute_metrics(_predictions(), FACTS, LABELS, unpriced))}
+    rows = {r["system"]: r for r in build_summary_rows(compute_metrics(build_predictions(), FACTS, LABELS, unpriced))}
     assert list(rows) == ["teacher", "base", "seed_only", "distilled", "centroid"]
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\]", rows["distilled"]["accuracy"])
     assert rows["distilled"]["size"] == "90.9 MB"
