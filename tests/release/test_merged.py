@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,9 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
     return write_random_models(tmp_path_factory.mktemp("models"), models_folder, 3, 0.05)
 
 
-def train(
-    tiny: dict[str, Path], architecture: str, out: Path, labels: list[LabelSpec], **settings: object
-) -> StudentSpec:
+def train(tiny: dict[str, Path], architecture: str, out: Path, labels: list[LabelSpec], **settings: Any) -> StudentSpec:
     values = {"prompt": "plain", "epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "patience": None} | settings
     if values.get("method") != "full":
         values |= {"lora": LoraSpec(rank=4, alpha=8)}
@@ -66,7 +65,7 @@ def build_setup(spec: StudentSpec, models: Path) -> StudentSetup:
     ],
 )
 def test_the_merged_student_answers_as_its_adapter(
-    architecture: str, settings: dict[str, object], tiny: dict[str, Path], tmp_path: Path
+    architecture: str, settings: dict[str, Any], tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     spec = train(tiny, architecture, adapter, LABELS, **settings)

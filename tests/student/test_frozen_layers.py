@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ OTHER_MODELS = [
 ]
 
 
-def make_spec(model: Path, last_layers: int | None, **settings: object) -> StudentSpec:
+def make_spec(model: Path, last_layers: int | None, **settings: Any) -> StudentSpec:
     lora = LoraSpec(rank=4, alpha=8, last_layers=last_layers)
     values = {"batch_size": 4, "learning_rate": 2e-3, "patience": None, "soft_weight": 0.5, "prompt": "plain"}
     return StudentSpec(model=str(model), lora=lora, **(values | {"architecture": "causal_lm"} | settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,9 +63,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> d
 
 
 def make_spec(
-    folder: Path, objective: object, layers: int | None = 2, method: str = "lora", **more: object
+    folder: Path, objective: object, layers: int | None = 2, method: str = "lora", **more: Any
 ) -> StudentSpec:
-    values: dict[str, object] = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "patience": None} | more
+    values: dict[str, Any] = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "patience": None} | more
     if method == "lora":
         values["lora"] = LoraSpec(rank=8, alpha=16)
     if layers is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
     return write_random_models(tmp_path_factory.mktemp("models"), models_folder, LAYERS, 0.05)
 
 
-def train_one_step(model: Path, architecture: str, out: Path, **more: object) -> dict[str, torch.Tensor]:
+def train_one_step(model: Path, architecture: str, out: Path, **more: Any) -> dict[str, torch.Tensor]:
     """Weights after one step of all rows. Adam's first step changes a weight with a gradient by the rate."""
     values = {"soft_weight": 0.0, "patience": None, "epochs": 1, "batch_size": len(ROWS), "warmup_ratio": 0.0} | more
     spec = StudentSpec(model=str(model), architecture=architecture, prompt="auto", learning_rate=RATE, **values)

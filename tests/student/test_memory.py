@@ -6,6 +6,7 @@ import gc
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -45,7 +46,7 @@ def student(spec: StudentSpec, tmp_path: Path) -> CausalStudent:
     return made
 
 
-def count_bytes(spec: StudentSpec, **update: object) -> int:
+def count_bytes(spec: StudentSpec, **update: Any) -> int:
     changed = spec.model_copy(update=update)
     return memory.estimate_model_bytes(memory.build_skeleton(changed, Path()), changed)
 
@@ -61,7 +62,7 @@ def test_bytes_of_a_model_follow_from_its_config(spec: StudentSpec, student: Cau
 
 
 @pytest.mark.parametrize("update", [{"target_modules": ["q_proj"]}, {"last_layers": 1}])
-def test_only_what_an_adapter_trains_is_counted(spec: StudentSpec, tmp_path: Path, update: dict[str, object]) -> None:
+def test_only_what_an_adapter_trains_is_counted(spec: StudentSpec, tmp_path: Path, update: dict[str, Any]) -> None:
     changed = spec.model_copy(update={"lora": LoraSpec(rank=64, **update)})
     made = CausalStudent(changed, LABELS, SETTINGS, tmp_path)
     made.add_adapter()

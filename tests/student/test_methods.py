@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
     return write_random_models(tmp_path_factory.mktemp("models"), models_folder, 2, 0.05)
 
 
-def make_spec(folder: Path, architecture: str, method: str, **settings: object) -> StudentSpec:
+def make_spec(folder: Path, architecture: str, method: str, **settings: Any) -> StudentSpec:
     values = {
         "prompt": "plain",
         "epochs": 16,

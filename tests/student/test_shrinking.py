@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
 
 def make_spec(folder: Path, architecture: str, method: str, layers: int | None = 3) -> StudentSpec:
     rate = 1e-3 if method == "full" else 1e-2
-    values: dict[str, object] = {"epochs": 8, "batch_size": 4, "learning_rate": rate, "patience": None}
+    values: dict[str, Any] = {"epochs": 8, "batch_size": 4, "learning_rate": rate, "patience": None}
     if method != "full":
         values["lora"] = LoraSpec(rank=4, alpha=8)
     if layers is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def train(
     out: Path,
     labels: list[LabelSpec] | None = None,
     held: list[TrainRow] | None = None,
-    **values: object,
+    **values: Any,
 ) -> TrainingLog:
     settings = {"epochs": 1, "max_tokens": 24, "answer_tokens": 6} | values
     spec = StudentSpec(model=str(tiny), architecture="causal_lm", **settings)
@@ -137,7 +138,7 @@ def test_the_check_names_what_is_not_whole(counts: tuple[int, int, int, int], pa
     ],
 )
 def test_the_check_names_rows_without_what_the_objective_learns(
-    objective: dict[str, object], counts: tuple[int, int | None, int], passed: bool
+    objective: dict[str, Any], counts: tuple[int, int | None, int], passed: bool
 ) -> None:
     result = check_rows_fit_objective(objective, *counts)
     assert (result.passed, result.severity) == (passed, "warning")

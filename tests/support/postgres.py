@@ -73,7 +73,7 @@ def unprivileged() -> dict[str, Any]:
 
 
 @contextmanager
-def run_postgres(**settings: object) -> Iterator[Server]:
+def run_postgres(**settings: Any) -> Iterator[Server]:
     """Run a server. `settings` are those of postgresql.conf. Its log is in no place that outlives the block.
 
     Raises:
