@@ -143,7 +143,7 @@ def read_commonsenseqa(data: Path) -> Source:
         ),
         [(one["text"], one["answer"]) for one in held],
         sum(one["strong"] == one["answer"] for one in held) / len(held),
-        {"smollm2": preference.WRITER},
+        _build_writers(epochs=3),
         agreed={one["id"] for one in rest if one["strong"] == one["weak"]},
         is_right=lambda found, reference: normalize_text(found) == normalize_text(reference),
     )
@@ -166,10 +166,16 @@ def read_svamp(data: Path) -> Source:
         [_make_written_row(row["id"], row["question"], row["found"], row["why"]) for row in rows],
         [(row["question"], row["equation"]) for row in found["test"]],
         sum(right) / len(right),
-        {"smollm2": preference.WRITER},
+        _build_writers(epochs=10),
         agreed={row["id"] for row in rows if _names_value(row["why"], row["found"])},
         is_right=are_equal_values,
     )
+
+
+def _build_writers(epochs: int) -> dict[str, dict[str, Any]]:
+    """The student of written answers. With all layers it learns more slowly, for at most so many epochs."""
+    changes = {"lora": {"rank": 16, "alpha": 32}, "learning_rate": 5.0e-4, "epochs": epochs}
+    return {"smollm2": preference.WRITER, "smollm2, all layers": preference.WRITER | changes}
 
 
 def are_equal_values(found: str, reference: str) -> bool:

@@ -3,7 +3,8 @@
 Usage: python benchmarks/students.py --data FOLDER [--parts shrink table soft_hard commonsenseqa svamp]
            [--sources banking77 support_triage] [--students minilm smollm2] [--systems distilled human ...]
            [--seeds 0 1 2] [--shares 5 10 25 50 100] [--rows 1200] [--full] [--items 1221]
-           [--objectives answer reasoning multitask] [--filters all agreed] [--home FOLDER] [--quick] [--json FILE]
+           [--objectives answer reasoning multitask] [--filters all agreed] [--all-layers] [--home FOLDER] [--quick]
+           [--json FILE]
 
 FOLDER holds banking77, commonsenseqa and svamp: human labels and recorded teachers. support_triage is the bundled task.
 Every accuracy is on rows that nothing else uses, and is the mean over seeds; `_sd` is the standard deviation over them.
@@ -14,7 +15,8 @@ recordings, without filters; a tenth of them is validation.
     table          the teacher; human labels only; distilled; both together; preference; progressive
     soft_hard      the teacher's probabilities against its labels, at 5 to 100 % of the prompts
     commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree. It learns
-                   --rows of them, or with --full all, whose figures have names of their own: cqa_full_answer
+                   --rows of them, or with --full all, whose figures have names of their own: cqa_full_answer. Its
+                   last 10 layers learn, or with --all-layers all: cqa_all_layers_answer
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
 Each part writes its figures when it ends, and on which devices it trained. `commonsenseqa` and `svamp` also write each
@@ -28,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -216,21 +219,17 @@ def measure_written(
     most: int | None,
     objectives: list[str],
     filters: list[str],
+    all_layers: bool,
     results: Results,
 ) -> Figures:
     """Objectives of written answers, on all rows and on those that are agreed on.
 
     Each figure is written as soon as it is measured. `<short>_best` is the best mean, also of those written before. A
-    student learns at most `most` rows; None: all.
+    student learns at most `most` rows; None: all. With `all_layers` all of its layers get an adapter.
     """
-    every, settings = source.split(source.taught), source.students["smollm2"]
-    group = short if most else f"{short}_full"
-    names = {
-        f"{name}_{kind}{suffix}"
-        for name in (short, f"{short}_full")
-        for kind in OBJECTIVES
-        for suffix in FILTERS.values()
-    }
+    every, settings = source.split(source.taught), source.students["smollm2, all layers" if all_layers else "smollm2"]
+    group = short + ("" if most else "_full") + ("_all_layers" if all_layers else "")
+    name_of_accuracy = re.compile(rf"{short}(_full)?(_all_layers)?_({'|'.join(OBJECTIVES)})(_agreed)?")
     figures: Figures = {f"{short}_teacher": round(source.teacher, 4), f"{group}_items": len(source.golden)}
     parts = {"all": every, "agreed": tuple([r for r in part if r.prompt_id in source.agreed] for part in every)}
     for kind in objectives:
@@ -247,7 +246,8 @@ def measure_written(
             mean, deviation = summarize([one["accuracy"] for one in found.values()])
             figures |= {f"{group}_{kind}{suffix}": mean, f"{group}_{kind}{suffix}_sd": deviation}
             figures[f"{group}_{kind}{suffix}_rows"] = len(rows)
-            figures[f"{short}_best"] = max(value for name, value in (results.read() | figures).items() if name in names)
+            known = (results.read() | figures).items()
+            figures[f"{short}_best"] = max(value for name, value in known if name_of_accuracy.fullmatch(name))
             results.add(figures)
     return figures
 
@@ -280,7 +280,9 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace, results
         source = read(arguments.data)
         source.shorten(len(source.taught), arguments.items)
         most = None if arguments.full else arguments.rows
-        return measure_written(bench, source, short, most, arguments.objectives, arguments.filters, results)
+        return measure_written(
+            bench, source, short, most, arguments.objectives, arguments.filters, arguments.all_layers, results
+        )
     for name in arguments.sources:
         source = READERS[name](arguments.data)
         if arguments.quick:
@@ -314,6 +316,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="learn all rows with written answers")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES], help="of written answers")
     parser.add_argument("--filters", nargs="+", choices=FILTERS, default=[*FILTERS], help="of written answers")
+    parser.add_argument(
+        "--all-layers", action="store_true", help="adapt all layers to written answers, not the last 10"
+    )
     parser.add_argument("--items", type=int, default=sources.CQA_HELD_OUT, help="most held-out written answers")
     parser.add_argument("--home", type=Path, help="a folder for finished trainings, to continue from")
     parser.add_argument("--quick", action="store_true", help="few rows and one epoch, too few for real figures")
