@@ -57,8 +57,8 @@ def two_tasks(root: Path) -> Home:
     """`plain`, and `labelled` with every stage: slices named like labels, an assistant, pairs, replay, a judge."""
     write_small_task(root, "plain", owners=["team:support"])
     small = {"model": "all-minilm-l6-v2", "architecture": "encoder", "teacher": "student:tiny"}
-    writer = {"model": "smollm2-135m-instruct", "architecture": "causal_lm", "then": [{"kind": "preference"}]}
-    writer |= {"data": {"replay": {"dataset": "march"}}}
+    writer: dict[str, Any] = {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}
+    writer |= {"then": [{"kind": "preference"}], "data": {"replay": {"dataset": "march"}}}
     judge = {"model": "openai/judge", "rubric": [{"name": "correct", "description": "it fits"}]}
     judged = {"judge": judge, "evaluation": {"judged_items": 20}}
     labelled = write_small_task(root, "labelled", students={"small": small, "writer": writer}, **judged).path

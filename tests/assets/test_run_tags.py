@@ -16,9 +16,10 @@ def test_each_kind_of_job_has_its_tags(tmp_path: Path) -> None:
     folder = write_small_task(tmp_path, "shop_mail", students={"tiny": None, "one": student}, default_student="one")
     gpu = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}
     runs = RunsSpec(tags={"students": {"dagster-k8s/config": gpu, "team": "search"}, "shared": {"team": "data"}})
-    jobs = {job.name: job for job in build_task_definitions(folder, lambda *_: RunSummary(), runs.tags).jobs or ()}
-    assert json.loads(jobs["shop_mail_students"].tags["dagster-k8s/config"]) == gpu
-    assert jobs["shop_mail_students"].tags["team"] == "search"
-    assert jobs["shop_mail_release"].tags["team"] == "search", "a release measures a student, so it gets a GPU too"
-    assert jobs["shop_mail_shared"].tags["team"] == "data"
-    assert "team" not in (jobs["shop_mail_slices"].tags or {})
+    jobs = build_task_definitions(folder, lambda *_: RunSummary(), runs.tags).jobs or ()
+    tags = {job.name: job.tags or {} for job in jobs}
+    assert json.loads(tags["shop_mail_students"]["dagster-k8s/config"]) == gpu
+    assert tags["shop_mail_students"]["team"] == "search"
+    assert tags["shop_mail_release"]["team"] == "search", "a release measures a student, so it gets a GPU too"
+    assert tags["shop_mail_shared"]["team"] == "data"
+    assert "team" not in tags["shop_mail_slices"]

@@ -32,8 +32,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def make_display(terminal: bool = True, width: int = 80) -> tuple[RunDisplay, io.StringIO]:
     written = io.StringIO()
-    size = {"width": width} if terminal else {}
-    return RunDisplay(Console(file=written, force_terminal=terminal, color_system=None, **size)), written
+    size = width if terminal else None
+    return RunDisplay(Console(file=written, force_terminal=terminal, color_system=None, width=size)), written
 
 
 def look(display: RunDisplay) -> list[str]:

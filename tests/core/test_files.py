@@ -62,7 +62,8 @@ def test_a_folder_that_a_reader_restores_during_a_swap_is_moved_aside_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = make_folder(tmp_path / "tiny", "old")
-    real, restored = Path.rename, []
+    real = Path.rename
+    restored: list[bool] = []
 
     def rename(self: Path, to: Path) -> Path:
         if self.name == "new" and not restored:

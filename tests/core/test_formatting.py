@@ -58,7 +58,7 @@ def test_no_sentence_says_1_rows() -> None:
                 if not isinstance(number, ast.FormattedValue) or not isinstance(noun, ast.Constant):
                     continue
                 expression = ast.unparse(number.value)
-                varies = expression.startswith("len(") or re.fullmatch(r"[a-z_]+", expression)
-                if varies and COUNTED.match(str(noun.value)):
-                    found.append(f"{path.relative_to(PROJECT_FOLDER)}:{number.lineno}: {expression}{noun.value}")
+                varies, words = expression.startswith("len(") or re.fullmatch(r"[a-z_]+", expression), str(noun.value)
+                if varies and COUNTED.match(words):
+                    found.append(f"{path.relative_to(PROJECT_FOLDER)}:{number.lineno}: {expression}{words}")
     assert found == []

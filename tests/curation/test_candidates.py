@@ -158,7 +158,7 @@ def test_labels_after_reasoning_are_weighted_the_same_way() -> None:
     found = choose_free_text_candidates(get_kind(task), PROMPTS, rows, known).to_dicts()
     assert (found[0]["answer"], found[0]["agreement"]) == ('"refund"', pytest.approx(2 / 3, abs=1e-6))
     share = (2 / 0.75) / (2 / 0.75 + 2)  # the third sample has no prior, and one of two labels counts twice
-    assert (found[0]["confidence"], soft(found[0])["refund"]) == (pytest.approx(share, abs=1e-6),) * 2
+    assert (found[0]["confidence"], soft(found[0])["refund"]) == pytest.approx((share, share), abs=1e-6)
     assert (found[1]["answer"], found[1]["confidence"], found[1]["soft_labels"]) == ('"refund"', 1.0, None)
 
 

@@ -103,7 +103,7 @@ def test_json_texts_text_keys_and_splits(texts: list[str], seed: int, share: flo
 @given(st.lists(TURNS, max_size=6))
 def test_user_texts_and_appended_answers(rows: list[list[dict[str, Any]]]) -> None:
     empty: dict[str, Any] = dict.fromkeys(("tool_calls", "tool_call_id", "name"))
-    full: list[list[dict[str, Any]]] = [[turn | empty for turn in turns] for turns in rows]
+    full: list[list[Any]] = [[turn | empty for turn in turns] for turns in rows]
     messages = pl.Series("messages", full, dtype=MESSAGES)
     assert extract_user_texts(messages).to_list() == [get_user_text(turns) for turns in full]
     words = [f"answer {n}" for n in range(len(rows))]

@@ -29,7 +29,7 @@ def mix(**settings: Any) -> pl.DataFrame:
     return mix_rows(build_rows(), DataMixSpec.model_validate(settings))
 
 
-def sum_weights(mixed: pl.DataFrame) -> dict[str, float]:
+def sum_weights(mixed: pl.DataFrame) -> dict[str, Any]:
     """The whole weight of people's answers, and of the teacher's in each slice."""
     source = pl.when(pl.col("teacher").is_null()).then(pl.lit("people")).otherwise(pl.col("slice"))
     sums = mixed.group_by(source.alias("source")).agg(pl.col("weight").sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -55,7 +56,7 @@ def table(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return build_frame(rows, SCORED, ("prompt_id", "slice"))
 
 
-def cut(*rows: dict[str, Any], held_out: set[str] = frozenset(), spec: CurationSpec = STRICT) -> CuratedDataset:  # type: ignore[assignment]
+def cut(*rows: dict[str, Any], held_out: Iterable[str] = (), spec: CurationSpec = STRICT) -> CuratedDataset:
     return curate_dataset(table(list(rows)), set(held_out), LABELS, spec)
 
 
@@ -310,7 +311,7 @@ def test_the_check_of_contamination_sees_equal_and_nearly_equal_texts() -> None:
     dataset = cut(scored("one text"), scored(long), spec=CurationSpec(validation_share=0)).dataset
     spec = DecontaminationSpec()
 
-    def check(item: str, held_out: set[str] = frozenset(), spec: DecontaminationSpec | None = spec) -> CheckResult:
+    def check(item: str, held_out: Iterable[str] = (), spec: DecontaminationSpec | None = spec) -> CheckResult:
         items = pl.DataFrame({"id": ["golden:1"], "text": [item]})
         return check_contamination(dataset, set(held_out), items, spec)
 
@@ -338,7 +339,7 @@ def test_a_row_meant_for_another_label_keeps_the_teachers_answer_by_default() ->
 def test_a_floor_of_labels_keeps_unsure_rows_that_no_other_filter_drops() -> None:
     """`data loss` is hard: the teacher is never sure of it. A row that the judge rejects stays away."""
     rows = [scored(f"refund number {n} please") for n in range(3)]
-    unsure = {"answer": '"data loss"', "soft_labels": [{"label": "data loss", "prob": 0.4}]}
+    unsure: dict[str, Any] = {"answer": '"data loss"', "soft_labels": [{"label": "data loss", "prob": 0.4}]}
     rows += [scored(f"file {n} is gone", confidence=0.3 + n / 100, **unsure) for n in range(4)]
     rows.append(scored("all files are gone", confidence=0.49, judge_score=0.1, **unsure))
     filters = {"min_confidence": 0.5, "min_judge": 0.5}
@@ -357,7 +358,7 @@ def test_a_floor_of_labels_keeps_unsure_rows_that_no_other_filter_drops() -> Non
 
 def test_a_floor_is_filled_with_texts_that_stay() -> None:
     """Duplicates, and texts of golden or dev, are dropped after the floors are filled."""
-    unsure = {"answer": '"data loss"', "soft_labels": [{"label": "data loss", "prob": 0.4}]}
+    unsure: dict[str, Any] = {"answer": '"data loss"', "soft_labels": [{"label": "data loss", "prob": 0.4}]}
     sure = [scored(text, confidence=0.9, **unsure) for text in ("my file is gone", "My file  is gone")]
     texts = ("MY FILE is gone", "held out text", "a folder is gone", "A folder is  gone", "the disk is gone")
     rows = sure + [scored(text, confidence=0.49 - n / 100, **unsure) for n, text in enumerate(texts)]

@@ -31,6 +31,7 @@ from distill_dagster.curation.filters import (
     select_filters,
     select_task_filters,
 )
+from distill_dagster.curation.filters.pii import Pii
 from distill_dagster.curation.scores import SCORERS, add_scores
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import KINDS
@@ -124,7 +125,9 @@ def test_a_filter_is_declared_by_true_a_value_or_a_mapping() -> None:
     assert list_parameters(one_of("language", language="en"))["allow"] == ["en"]
     assert list_parameters(one_of("language", language=["en", "de"]))["allow"] == ["en", "de"]
     assert list_parameters(one_of("echo", echo=0.5)) == {"max": 0.5}
-    assert one_of("pii", pii="mask").action == "mask"
+    pii = one_of("pii", pii="mask")
+    assert isinstance(pii, Pii)
+    assert pii.action == "mask"
     assert "truncated" not in [
         one.name for one in select_filters(FilterSettings.model_validate({"truncated": False}), TaskView())
     ]

@@ -37,7 +37,7 @@ def candidates(draw: st.DrawFn) -> pl.DataFrame:
     rows = []
     for _ in range(draw(st.integers(0, 14))):
         words = draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
-        changes = {"slice": draw(st.sampled_from("abc")), "teacher": draw(st.sampled_from(["t", None]))}
+        changes: dict[str, Any] = {"slice": draw(st.sampled_from("abc")), "teacher": draw(st.sampled_from(["t", None]))}
         changes |= {"answer": draw(st.sampled_from(['"refund"', '"delivery"', '"wrong"']))}
         changes |= {"confidence": draw(st.sampled_from([0.2, 0.5, 0.9]))}
         changes |= {"axes": draw(st.sampled_from([None, '{"tone":"calm"}']))}

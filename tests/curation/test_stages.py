@@ -18,6 +18,7 @@ from distill_dagster.core.checks import CheckResult
 from distill_dagster.curation.filters import STEP_REASONS
 from distill_dagster.curation.scores import kernel
 from distill_dagster.pipeline.stages import dataset, teacher
+from distill_dagster.pipeline.stages.context import SampleTable
 from distill_dagster.tables.schemas import DATASET, SCORED
 from tests.pipeline.test_data_stages import Run, read_rejected_rows
 from tests.support.provider import FakeProvider
@@ -83,7 +84,12 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
 
     counted: list[int] = []
     real = kernel.count_words
-    monkeypatch.setattr(kernel, "count_words", lambda texts: counted.append(len(texts)) or real(texts))
+
+    def count(texts: Any) -> Any:
+        counted.append(len(texts))
+        return real(texts)
+
+    monkeypatch.setattr(kernel, "count_words", count)
     set_filters(run, reasoning_words={"min": 8})
     assert run.update() == ["filtered_dataset"]
     assert counted == []
@@ -114,7 +120,9 @@ def test_the_last_good_rows_of_a_slice_get_the_scores_that_they_lack(run: Run) -
     made = run.make("filtered_dataset")  # the slices themselves are stale and have no scores
     assert made.record.extra["reasons"]["long"] > 0
     assert made.record.extra["reasons"]["answer_length"] == 0
-    shown = made.shown["filters"].rows  # type: ignore[union-attr]
+    table = made.shown["filters"]
+    assert isinstance(table, SampleTable)
+    shown: list[dict[str, Any]] = [*table.rows]
     assert [row["filter"] for row in shown][-1 - len(STEP_REASONS) :] == ["long", *STEP_REASONS]
     assert sum(row["dropped"] for row in shown) == made.record.extra["candidates"] - made.record.rows
 

@@ -66,8 +66,7 @@ def test_short_texts_and_rows_that_were_dropped_are_near_nothing() -> None:
     short = [row("can I pay by card"), row("can I pay by cash")]
     assert cut(short).dataset.height == 2
     assert cut(short, dedup={"near": {"min_words": 1, "threshold": 0.5}}).dataset.height == 1
-    spec = {"filters": {"min_confidence": 0.5}}
-    assert kept(cut([row(LONG, confidence=0.1), row(NEARLY)], **spec)) == {NEARLY}
+    assert kept(cut([row(LONG, confidence=0.1), row(NEARLY)], filters={"min_confidence": 0.5})) == {NEARLY}
 
 
 def test_an_equal_prompt_names_its_representative_too() -> None:
@@ -140,8 +139,9 @@ def test_near_duplicates_that_stay_are_on_one_side_of_the_split() -> None:
         " ".join([*(f"word{n}x{i}" for i in range(14)), *tail]) for n in range(40) for tail in ([], ["a"], ["a", "b"])
     ]
     rows = [row(text, confidence=0.9) for text in texts]
-    for more in ({}, {"stratify": "slice"}):
-        found = cut(rows, validation_share=0.3, dedup={"near": False}, **more).dataset
+    for split in ({}, {"stratify": "slice"}):
+        more: dict[str, Any] = {"validation_share": 0.3, "dedup": {"near": False}} | split
+        found = cut(rows, **more).dataset
         assert found.height == 120
         by_cluster: dict[str, set[str]] = {}
         for one in found.to_dicts():

@@ -144,6 +144,9 @@ class Project:
         change(value)
         path.write_text(yaml.safe_dump(value, sort_keys=False))
 
+    def add_seeds(self, key: str, *seeds: str) -> None:
+        self.change_slice(key, lambda value: value["seeds"].extend(seeds))
+
     def append(self, file: str, row: dict[str, Any]) -> None:
         with (self.folder / file).open("a") as rows:
             rows.write(jsonl([row]))

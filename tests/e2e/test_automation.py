@@ -245,7 +245,7 @@ def test_only_a_free_teacher_is_asked_by_itself(tmp_path: Any) -> None:
         folder = write_small_task(tmp_path / model.replace("/", "-"), teacher={"model": model})
         definitions = build_task_definitions(folder, lambda *_: RunSummary())
         found = [s for s in definitions.sensors or [] if not s.name.endswith("_traffic_sensor")]  # it asks no teacher
-        assert {s.default_status for s in found} == {status}  # type: ignore[union-attr]
-        schedules = [s.default_status.value for s in definitions.schedules or []]  # type: ignore[union-attr]
+        assert {s.default_status for s in found} == {status}
+        schedules = [s.default_status.value for s in definitions.schedules or []]
         assert schedules == [status.value], "the schedule too"
         assert len(found) == 3

@@ -54,10 +54,10 @@ def test_nothing_stale_runs_nothing(project: Project, provider: FakeProvider) ->
 def test_three_slices_together_then_one_alone(project: Project, provider: FakeProvider) -> None:
     new_slice(project, "phone", "a refund by phone", "the delivery man called")
     for key in ("shop", "web"):
-        project.change_slice(key, lambda value, key=key: value["seeds"].append(f"the refund of {key}"))
+        project.add_seeds(key, f"the refund of {key}")
     ended = backfill(project)
     assert ended.code == 0, ended.err
-    assert {name: sorted(keys) for name, keys in ended.partitions.items()} == {
+    assert {name: sorted(map(str, keys)) for name, keys in ended.partitions.items()} == {
         name: ["phone", "shop", "web"] for name in GROUP
     }, "slices only: nothing is trained"
     assert len(provider.requests) == 2 * 4

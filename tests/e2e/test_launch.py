@@ -42,7 +42,7 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_slices_are_a_backfill_with_a_run_each(fresh: Project, provider: FakeProvider) -> None:
     ended = fresh.distill("backfill", TASK, "--which", "all", "--budget-tokens", "100000", "--json")
     assert ended.code == 0, ended.err
-    assert {name: sorted(keys) for name, keys in ended.partitions.items() if name in GROUP} == {
+    assert {name: sorted(map(str, keys)) for name, keys in ended.partitions.items() if name in GROUP} == {
         name: ["shop", "web"] for name in GROUP
     }
     with fresh.instance() as dagster:

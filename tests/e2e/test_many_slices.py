@@ -81,7 +81,7 @@ def test_a_budget_set_where_a_backfill_is_launched_holds_for_its_slices_together
     three: Project, provider: FakeProvider
 ) -> None:
     for key in SLICES:
-        three.change_slice(key, lambda value, key=key: value["seeds"].append(f"a login for the {key}"))
+        three.add_seeds(key, f"a login for the {key}")
     with three.instance() as instance:
         assert launch(three, instance, "shop", "phone", budget_tokens="0")
         assert provider.requests == []

@@ -72,8 +72,7 @@ def test_a_person_may_try_before_the_time_and_an_answer_ends_the_pause(
 ) -> None:
     """Somebody raised the limit at the provider."""
     for key in ("shop", "web"):
-        more = [f"one more refund for the {key}"]
-        project.change_slice(key, lambda value, more=more: value["seeds"].extend(more))
+        project.add_seeds(key, f"one more refund for the {key}")
     project.change_task(teacher={"max_retries": 0, "concurrency": 1}, refresh={"min_new_rows": 100})
     provider.fail = lambda *_: Fault(503, BODY, retry_after="90000")
     ended = project.distill("refresh", TASK, "--json")

@@ -93,8 +93,7 @@ def test_a_budget_of_the_command_holds_for_all_its_runs(project: Project, provid
     project.change_task(teacher={"price": {"input_usd": 1.0, "output_usd": 1.0}}, budget={"tokens": 100_000})
     project.change_task(refresh={"min_new_rows": 100})  # training is no matter here
     for key in ("shop", "web"):
-        new = [f"one more refund of the {key}, number {n}" for n in range(5)]
-        project.change_slice(key, lambda value, new=new: value["seeds"].extend(new))
+        project.add_seeds(key, *(f"one more refund of the {key}, number {n}" for n in range(5)))
     stopped = project.distill("backfill", TASK, "--budget-tokens", "500", "--json")
     assert stopped.json["failed"] == {}
     missing = [project.record("teacher_completions", key).missing_rows for key in ("shop", "web")]

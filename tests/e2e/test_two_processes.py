@@ -74,7 +74,7 @@ def test_a_command_that_waits_for_another_names_it_and_goes_on_once_that_dies(
 ) -> None:
     """`SIGHUP` is what a process gets when its terminal is closed."""
     for key in ("shop", "web"):
-        project.change_slice(key, lambda value, key=key: value["seeds"].append(f"one more refund of {key}"))
+        project.add_seeds(key, f"one more refund of {key}")
     answer = threading.Event()
 
     def hold(*_: object) -> None:

@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from distill_dagster.config import EvaluationSpec
 from distill_dagster.core import progress
-from distill_dagster.evaluation.metrics import PERMUTATION, ErrorOrigins, Metrics, SliceScore, compute_metrics
+from distill_dagster.evaluation.metrics import PERMUTATION, ErrorOrigins, Metrics, compute_metrics
 from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
@@ -211,8 +211,9 @@ def test_graded_scores_without_any_spread_are_not_certain(items: int, shown: boo
     value = score.value or 0.0
     assert (score.low, score.high) == pytest.approx((value - unseen * value, value + unseen * (1 - value)))
     assert golden.retention.low == pytest.approx(max(0.0, 1 - unseen / value))
-    for one in (*golden.systems["distilled"].slices, *golden.slice_comparisons["teacher"]):
-        interval = one.score if isinstance(one, SliceScore) else one.difference
+    intervals = [one.score for one in golden.systems["distilled"].slices]
+    intervals += [one.difference for one in golden.slice_comparisons["teacher"]]
+    for interval in intervals:
         assert interval.low is not None
         assert interval.low < (interval.value or 0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -70,9 +71,10 @@ def test_a_distillation_pays_for_itself_after_so_many_requests() -> None:
 
 @pytest.mark.parametrize("unknown", ["answers_usd", "training_usd", "teacher_usd_per_1k", "student_usd_per_1k"])
 def test_without_one_cost_there_is_no_break_even(unknown: str) -> None:
-    known = {"answers_usd": 1.5, "training_usd": 0.02, "teacher_usd_per_1k": 1.0, "student_usd_per_1k": 0.05}
+    known: dict[str, Any] = {"answers_usd": 1.5, "training_usd": 0.02}
+    known |= {"teacher_usd_per_1k": 1.0, "student_usd_per_1k": 0.05}
     assert DistillationCost(1500, training_s=720, **known).break_even is not None
-    assert DistillationCost(1500, training_s=720, **known | {unknown: None}).break_even is None  # type: ignore[arg-type]
+    assert DistillationCost(1500, training_s=720, **known | {unknown: None}).break_even is None
 
 
 def test_a_student_that_costs_as_much_as_the_teacher_saves_nothing() -> None:
@@ -124,8 +126,8 @@ def test_a_day_with_an_unknown_cost_has_unknown_parts(unknown: str) -> None:
 def test_the_curves_cross_at_the_break_even() -> None:
     curves = replace(COST, requests_per_day=None).build_curves()
     assert list(curves) == ["teacher", "student"]
-    assert curves["teacher"][0] == (0, 0)
-    assert curves["student"][0] == (0, COST.usd)
+    assert curves["teacher"][0] == (0.0, 0.0)
+    assert curves["student"][0] == (0.0, COST.usd)
     [at] = [x for (x, teacher), (_, student) in zip(*curves.values(), strict=True) if teacher == pytest.approx(student)]
     assert at == COST.break_even == 1600
     rented = COST.build_curves()

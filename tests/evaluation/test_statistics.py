@@ -102,6 +102,7 @@ def test_the_paired_score_at_zero_is_that_of_mcnemar() -> None:
 def test_no_item_apart_gives_the_wilson_bound_of_nothing_seen() -> None:
     found = compute_paired_score_interval(0, 0, 100, 0.95)
     bound = compute_wilson_interval(0, 100, 0.95).high
+    assert bound is not None
     assert (found.low, found.high) == pytest.approx((-bound, bound))
 
 
@@ -110,6 +111,8 @@ def test_the_paired_interval_covers_where_a_bootstrap_does_not() -> None:
     rng, true, covered = np.random.default_rng(0), -0.02, 0
     for only_second in rng.binomial(100, -true, 400):
         found = compute_paired_score_interval(0, int(only_second), 100, 0.95)
+        assert found.low is not None
+        assert found.high is not None
         covered += found.low <= true <= found.high
     assert covered >= 0.94 * 400
 
@@ -118,6 +121,7 @@ def test_non_inferiority_agrees_with_the_interval() -> None:
     for only_first, only_second, items in COUNTS:
         low = compute_paired_score_interval(only_first, only_second, items, 0.95).low
         p_value = compute_non_inferiority_p_value(only_first, only_second, items, 0.05)
+        assert low is not None
         assert (p_value < 0.025) == (low > -0.05)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ OWN, OTHER = "distilled", "teacher"
 INPUTS = ReportInputs("mail", "small", "d", "s", "2026-01-02T03:04:05+00:00", {})
 
 
-def build_pairs(choices: list[tuple[str | None, str | None]], decided_by: str = "judge") -> pl.DataFrame:
+def build_pairs(choices: Sequence[tuple[str | None, str | None]], decided_by: str = "judge") -> pl.DataFrame:
     """For each item the winner if the student's answer is shown first, and if the teacher's is."""
     rows = []
     for i, winners in enumerate(choices):

@@ -27,7 +27,7 @@ class Place:
     def folder(self) -> TaskFolder:
         return TaskFolder(self.path, self.root / "accepted" / "shop_mail")
 
-    def file(self, name: str, content: str | list[dict[str, Any]]) -> Path:
+    def file(self, name: str, content: str | list[Any]) -> Path:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".parquet"):

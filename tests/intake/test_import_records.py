@@ -74,7 +74,7 @@ def test_a_duplicate_key_is_no_choice(place: Place) -> None:
     path = place.file("rows.jsonl", '{"text": "x", "label": "refund", "label": "login"}\n')
     for target in ("seeds", "golden", "recorded"):
         with pytest.raises(InputError, match=r"rows\.jsonl:1: duplicate field 'label'\. Write each field once"):
-            place.load(path, target)  # type: ignore[arg-type]
+            place.load(path, target)
 
 
 def test_a_chat_gives_a_labelled_row(place: Place) -> None:
@@ -185,7 +185,7 @@ def test_records_that_cannot_be_used_are_left_out_if_asked(place: Place) -> None
     assert [row["id"] for row in place.golden_rows()] == ["1", "5"]
     lines = '{"text": "fine", "completion": "x"}\n{"text": \n[1]\n{"text": "also fine", "completion": "y"}\n'
     for target in ("seeds", "recorded"):
-        done = place.load(place.file("l.jsonl", lines), target, skip_invalid=True)  # type: ignore[arg-type]
+        done = place.load(place.file("l.jsonl", lines), target, skip_invalid=True)
         assert (done.count, done.skipped, done.records) == (2, {"cannot be used": 2}, 4)
     with pytest.raises(InputError, match="no such file"):
         place.load(place.root / "none.csv", "seeds", skip_invalid=True)

@@ -79,7 +79,8 @@ def test_ordinary_numbers_and_codes_are_not_masked(text: str) -> None:
 def test_no_text_of_the_bundled_task_is_masked() -> None:
     folder = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
     slices = [folder.read_slice(key) for key in folder.list_slice_keys()]
-    texts = [prompt.text for slice_ in slices for prompt in [*slice_.seeds, *slice_.shipped]]
+    texts = [seed.text for slice_ in slices for seed in slice_.seeds]
+    texts += [prompt.text for slice_ in slices for prompt in slice_.shipped]
     texts += [row.text for row in [*folder.golden, *folder.dev, *folder.examples, *folder.human]]
     assert len(texts) > 1800
     assert [text for text in texts if mask_text(text, REGIONS).counts] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import yaml
 
@@ -22,5 +23,5 @@ def test_every_yaml_example_is_valid() -> None:
 
 
 def test_every_kind_is_described() -> None:
-    for kind in TaskKind.__args__:
+    for kind in get_args(TaskKind):
         assert f"| `{kind}` |" in TEXT

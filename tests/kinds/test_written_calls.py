@@ -17,6 +17,7 @@ ONE = '{"name": "find_order", "arguments": {"number": 7}}'
 TWO = '{"name": "open_ticket", "arguments": {}}'
 SEP, BEGIN, END = "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 CALLED = [{"name": "find_order", "arguments": {"number": 7}}]
+NO_CALLS: tuple[list[Any] | None, ...] = ([], None)
 BOTH = [*CALLED, {"name": "open_ticket", "arguments": {}}]
 
 ONE_CALL = {
@@ -115,7 +116,7 @@ def test_a_call_that_is_cut_is_never_no_call_and_never_fewer_calls(form: str, da
     whole = (ONE_CALL | TWO_CALLS)[form]
     expected = CALLED if form in ONE_CALL else BOTH
     place = data.draw(st.integers(whole.index("find_order") + len("find_order") + 1, len(whole)))
-    for offered in ([], None):
+    for offered in NO_CALLS:
         found = read(whole[:place], tool_calls=offered, finish_reason="length")
         if found.answer is not None:
             assert json.loads(found.answer) == expected
@@ -261,6 +262,6 @@ def test_another_kind_that_got_a_tool_call_has_no_answer() -> None:
     | st.lists(st.sampled_from([*ONE_CALL.values(), "<tool_call>", "{", '"', "[", "find_order("])).map("".join)
 )
 def test_any_text_is_read_or_has_a_reason(text: str) -> None:
-    for offered in ([], None):
+    for offered in NO_CALLS:
         found = read(text, tool_calls=offered)
         assert (found.answer is None) != (found.error is None)

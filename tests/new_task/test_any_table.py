@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distill_dagster.config import TaskKind
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.row_files import SourceRecord
@@ -18,6 +19,7 @@ from distill_dagster.new_task.options import NewTaskOptions
 from distill_dagster.new_task.plan import plan_task
 from tests.new_task.table import build_rows, read_parts, write_plan
 
+KINDS: list[TaskKind | None] = ["classification", "qa", "extraction", "math", "generation", "nli", "tool_call", None]
 WORDS = st.sampled_from(
     [
         "refund",
@@ -59,10 +61,8 @@ def test_a_table_is_refused_in_words_or_becomes_a_clean_task(
     odd: list[dict[str, Any]], regular: int, data: st.DataObject
 ) -> None:
     rows = [*build_rows(regular), *odd]
-    kind = data.draw(
-        st.sampled_from(["classification", "qa", "extraction", "math", "generation", "nli", "tool_call", None])
-    )
-    columns = Columns(slice="channel") if odd and data.draw(st.booleans()) else Columns()
+    kind = data.draw(st.sampled_from(KINDS))
+    columns = Columns(slice="channel") if bool(odd) and data.draw(st.booleans()) else Columns()
     records = [SourceRecord(row, Path("odd.jsonl"), line) for line, row in enumerate(rows, start=1)]
     guess = guess_columns(summarize_columns(records), columns, kind)
     if guess.kind is None:

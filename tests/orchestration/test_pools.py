@@ -109,9 +109,15 @@ def test_a_dead_process_loses_its_place_in_the_queue(instance: dg.DagsterInstanc
 
 def test_a_run_that_ended_without_its_process_keeps_no_slot(instance: dg.DagsterInstance, dead: str) -> None:
     """Somebody marks a run as failed in the UI, or deletes it, after its process was killed."""
+
+    def mark_as_failed(run_id: str) -> None:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        instance.report_run_failed(run)
+
     waiter = create_run(instance, get_process_name())
     for holder, end in (
-        (create_run(instance, dead), lambda run: instance.report_run_failed(instance.get_run_by_id(run))),
+        (create_run(instance, dead), mark_as_failed),
         (create_run(instance, dead), instance.delete_run),
         (create_run(instance, ""), instance.delete_run),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -33,7 +34,7 @@ def start(instance: dg.DagsterInstance, parent: dg.DagsterRun | None = None, is_
     tags = {}
     if parent:
         tags = {PARENT_RUN_ID_TAG: parent.run_id, ROOT_RUN_ID_TAG: parent.run_id, RETRY_NUMBER_TAG: "1"}
-    ids = {"parent_run_id": parent.run_id, "root_run_id": parent.run_id} if parent else {}
+    ids: dict[str, Any] = {"parent_run_id": parent.run_id, "root_run_id": parent.run_id} if parent else {}
     run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags, **ids)
     if parent and is_tagged:
         instance.add_run_tags(parent.run_id, {AUTO_RETRY_RUN_ID_TAG: run.run_id})

@@ -32,7 +32,7 @@ PLACES = ("today {}", "since monday {}", "as I wrote, {}", "please help: {}")
 
 def build_dataset() -> pl.DataFrame:
     """Texts of three labels, of which the teacher gets one place in four wrong, and one answer of a person."""
-    answers = [
+    answers: list[tuple[str, str, str | None]] = [
         (place.format(text), "login" if place == PLACES[3] and label == "refund" else label, "large")
         for label, texts in TEXTS.items()
         for text in texts
@@ -42,9 +42,9 @@ def build_dataset() -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     for number, (text, label, teacher) in enumerate(answers):
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
-        columns = {"prompt_id": f"p{number:02}", "slice": "shop" if teacher else "(human)", "answer": f'"{label}"'}
-        columns |= {"messages": turns, "weight": 1.0, "split": "validation" if number % 9 == 8 else "train"}
-        columns |= {"soft_labels": [{"label": label, "prob": 1.0}] if teacher else None}
+        columns: dict[str, Any] = {"prompt_id": f"p{number:02}", "answer": f'"{label}"', "messages": turns}
+        columns |= {"slice": "shop" if teacher else "(human)", "split": "validation" if number % 9 == 8 else "train"}
+        columns |= {"weight": 1.0, "soft_labels": [{"label": label, "prob": 1.0}] if teacher else None}
         columns |= {"teacher": teacher, "completion_ids": ["c1"] if teacher else []}
         rows.append(dict.fromkeys(DATASET) | columns)
     return build_frame(rows, DATASET, ("prompt_id",))

@@ -41,7 +41,7 @@ def open_context(tmp_path: Path, provider: FakeProvider, **judge: Any) -> StageC
             plain |= {"split": "golden", "reference": row.answer_json, "correct": False}
             rows.append(plain | {"answer": None if answer is None else to_canonical_json(answer)})
     inputs = StageInputs(env, "predictions", "tiny")
-    inputs._check_complete = lambda: None  # type: ignore[method-assign] - its own inputs are not what this is about
+    inputs._check_complete = lambda: None  # type: ignore[method-assign]  # its own inputs are not what this is about
     inputs.write_table(build_frame(rows, PREDICTIONS, ("split", "system", "item_id")), [])
     return env
 

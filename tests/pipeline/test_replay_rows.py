@@ -39,8 +39,8 @@ def build_rows(texts: list[tuple[str, str]], split: str = "train") -> pl.DataFra
     rows: list[dict[str, Any]] = []
     for text, label in texts:
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
-        columns = {"prompt_id": f"id of {text}", "slice": "shop", "answer": f'"{label}"', "messages": turns}
-        columns |= {"weight": 1.0, "split": split, "teacher": "large", "completion_ids": []}
+        columns: dict[str, Any] = {"prompt_id": f"id of {text}", "slice": "shop", "answer": f'"{label}"'}
+        columns |= {"messages": turns, "weight": 1.0, "split": split, "teacher": "large", "completion_ids": []}
         rows.append(dict.fromkeys(DATASET) | columns)
     return build_frame(rows, DATASET, ("prompt_id",))
 
@@ -107,7 +107,7 @@ def test_probabilities_of_a_label_that_is_gone_are_not_replayed(tmp_path: Path) 
     """A student cannot learn them, and the row's answer is one of the labels of today."""
     folder = write_small_task(tmp_path, students={"tiny": REPLAYING})
     named = [["login", "refund"], ["login", "colour"], None]
-    soft = [names and [{"label": name, "prob": 0.5} for name in names] for names in named]
+    soft = [None if names is None else [{"label": name, "prob": 0.5} for name in names] for names in named]
     rows = build_rows([(text, "login") for text in ("a fern", "b moss", "c oak")])
     kept = rows.with_columns(pl.Series("soft_labels", soft, dtype=DATASET["soft_labels"]))
     replayed, _ = replay(folder, kept, tmp_path)

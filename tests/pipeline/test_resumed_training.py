@@ -64,6 +64,7 @@ def test_a_stage_that_ends_before_its_folder_is_stored_trains_little_again(
         with pytest.raises(StoppedError):
             make_student_adapter(env, "tiny")
     work = env.get_training_folder("student_adapter", "tiny")
+    assert work is not None
     steps = [int(path.name.removeprefix("checkpoint-")) for path in work.glob("checkpoints/*/checkpoint-*")]
     # The machine was slow before it ended: these seconds are part of what the training cost.
     for path in work.glob("checkpoints/*/checkpoint-*/progress.json"):

@@ -28,7 +28,7 @@ ASKED = [f"hello, {text}" for text in TEXTS["refund"]]
 
 def build_dataset() -> pl.DataFrame:
     """Texts about refunds that the teacher calls delivery and people call refund, and those of the other labels."""
-    answers = [
+    answers: list[tuple[str, str, str | None]] = [
         (place.format(text), "delivery" if label == "refund" else label, "large")
         for label, texts in TEXTS.items()
         for text in texts
@@ -38,8 +38,9 @@ def build_dataset() -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     for number, (text, label, teacher) in enumerate(answers):
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
-        columns = {"prompt_id": f"p{number:02}", "slice": "shop" if teacher else "(human)", "answer": f'"{label}"'}
-        columns |= {"messages": turns, "weight": 1.0, "split": "train", "teacher": teacher, "completion_ids": []}
+        columns: dict[str, Any] = {"prompt_id": f"p{number:02}", "answer": f'"{label}"', "messages": turns}
+        columns |= {"slice": "shop" if teacher else "(human)", "weight": 1.0, "split": "train"}
+        columns |= {"teacher": teacher, "completion_ids": []}
         rows.append(dict.fromkeys(DATASET) | columns)
     return build_frame(rows, DATASET, ("prompt_id",))
 

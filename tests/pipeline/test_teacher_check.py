@@ -87,12 +87,12 @@ def test_students_whose_model_may_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["teacher", "judge", "imagine"])
 def test_an_embedded_model_that_does_not_exist(tmp_path: Path, place: str) -> None:
     model = "embedded/smollm3"
-    changes: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "teacher": {"teacher": {"model": model, "api_base": None}},
         "judge": {"judge": {"model": model, "rubric": RUBRIC}},
         "imagine": {"imagine": {"teacher": {"model": model}}},
-    }[place]
-    folder = write_small_task(tmp_path, **changes)
+    }
+    folder = write_small_task(tmp_path, **changes[place])
     [problem] = [problem for problem in check_task_folder(folder) if problem.severity == "error"]
     assert problem.message == "There is no embedded model 'smollm3'."
     assert "embedded/smollm2-135m-instruct" in problem.remedy

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.config import StudentSpec
+from distill_dagster.config.objective import TokenKdObjectiveSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.memory import Memory
 from distill_dagster.pipeline.stages.assistants import make_assistant_labels
@@ -32,8 +33,9 @@ def build_dataset() -> pl.DataFrame:
     for label, texts in TEXTS.items():
         for number, text in enumerate(texts):
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
-            columns = {"prompt_id": f"{label}{number}", "slice": "shop", "answer": f'"{label}"', "messages": turns}
-            columns |= {"weight": 1.0, "split": "train", "teacher": "t", "completion_ids": [f"c-{label}{number}"]}
+            columns: dict[str, Any] = {"prompt_id": f"{label}{number}", "slice": "shop", "answer": f'"{label}"'}
+            columns |= {"messages": turns, "weight": 1.0, "split": "train", "teacher": "t"}
+            columns |= {"completion_ids": [f"c-{label}{number}"]}
             rows.append(dict.fromkeys(DATASET) | columns)
     return build_frame(rows, DATASET, ("prompt_id",))
 
@@ -44,7 +46,7 @@ def test_a_teacher_that_does_not_fit_in_memory_is_named_before_it_is_loaded(
     """What it has read before is enough: then it is not loaded, and need not fit."""
     model = write_tiny_model(tmp_path / "model")
     teacher = write_tiny_model(tmp_path / "teacher", seed=1)
-    objective = {"kind": "token_kd", "teacher": str(teacher)}
+    objective = TokenKdObjectiveSpec(kind="token_kd", teacher=str(teacher))
     spec = StudentSpec(model=str(model), architecture="causal_lm", prompt="plain", epochs=1, objective=objective)
     rows = [TrainRow(text, StudentPrompt.from_text(text), text) for text in ("abc", "defg")]
     train = partial(train_adapter, spec, [], TaskSettings(), rows, [], models_folder=tmp_path, captured=tmp_path)
@@ -61,8 +63,9 @@ def test_a_teacher_that_does_not_fit_in_memory_is_named_before_it_is_loaded(
 
 def test_a_student_that_teaches_must_fit_in_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_tiny_model(tmp_path / "model")
-    settings: dict[str, Any] = {"model": str(model), "architecture": "causal_lm", "prompt": "plain", "epochs": 1}
-    large, small = StudentSpec(**settings), StudentSpec(**settings, objective="token_kd")
+    settings = {"model": str(model), "architecture": "causal_lm", "prompt": "plain", "epochs": 1}
+    large = StudentSpec.model_validate(settings)
+    small = StudentSpec.model_validate(settings | {"objective": "token_kd"})
     rows = [TrainRow(text, StudentPrompt.from_text(text), text) for text in ("abc", "defg")]
     train_adapter(large, [], TaskSettings(), rows, [], tmp_path / "large", tmp_path)
     train = partial(train_adapter, small, [], TaskSettings(), rows, [], tmp_path / "small", tmp_path)

@@ -101,10 +101,13 @@ def test_predictions_of_workers_are_those_of_one_process(tmp_path: Path, monkeyp
     asked = [StudentPrompt.from_text(text) for text in TEXTS]
     monkeypatch.setattr(StudentPredictor.predict, "__defaults__", (2,))
     monkeypatch.setattr(worker_predictions, "PART_PROMPTS", 2)
-    loaded = []
-    monkeypatch.setattr(
-        worker_predictions, "load_predictor", lambda *given: loaded.append(given) or load_predictor(*given)
-    )
+    loaded: list[tuple[Any, ...]] = []
+
+    def load(*given: Any) -> Any:
+        loaded.append(given)
+        return load_predictor(*given)
+
+    monkeypatch.setattr(worker_predictions, "load_predictor", load)
     workers = FakeWorkers()
     predictor = WorkerPredictor(StudentSource(spec, labels, settings, tmp_path, None), workers)
     assert predictor.predict(asked) == load_predictor(spec, labels, settings, tmp_path).predict(asked)

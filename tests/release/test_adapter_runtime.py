@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_a_label_has_the_probabilities_of_the_predictor(chooser: tuple[StudentSe
     assert [a.answer for a in answers] == [p.label for p in expected]
     for answer, prediction in zip(answers, expected, strict=True):
         assert answer.label_probs == pytest.approx(prediction.probs, abs=1e-6)
+        assert answer.label_probs is not None
         assert answer.confidence == max(answer.label_probs.values())
     # Single characters are tokens: "Text: ", the text and "\nCategory:".
     assert [a.prompt_tokens for a in answers] == [16 + len(text) for text in TEXTS]
@@ -87,6 +89,7 @@ def test_closing_a_stream_ends_the_writing(writer: tuple[StudentSetup, Path]) ->
     runtime.open()
     stream = runtime.stream(StudentPrompt.from_text(TEXTS[0]))
     next(stream)
+    assert isinstance(stream, Generator)
     stream.close()  # joins the thread that writes
     assert runtime.answer([StudentPrompt.from_text(TEXTS[0])])  # its lock is free
 

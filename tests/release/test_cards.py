@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 
 from distill_dagster.config import Task
 from distill_dagster.core.checks import CheckResult
@@ -121,9 +121,10 @@ def test_the_model_card_says_what_was_measured_checked_and_left_out() -> None:
 @pytest.mark.parametrize("kind", ["generation", "tool_call", "nli"])
 def test_every_kind_and_a_base_of_unknown_licence_have_a_card(kind: str, tmp_path: Path) -> None:
     facts = build_facts(build_task(kind), model=str(tmp_path))
-    unknown = {"distillation": facts.metrics["distillation"] | {"training_s": None}}
-    card = build_model_card(replace(facts, routing=None, metrics=facts.metrics | unknown))
+    unknown = facts.metrics["distillation"] | {"training_s": None}
+    card = build_model_card(replace(facts, routing=None, metrics={**facts.metrics, "distillation": unknown}))
     assert "a training of unknown length" in card.text
+    assert isinstance(card.data, ModelCardData)
     assert card.data.license == "other"
     assert card.data.base_model is None
     assert "is not known here. Read it before you pass this model on." in card.text

@@ -92,10 +92,9 @@ def build_source(folder: Path, spec: StudentSpec, labels: list[LabelSpec], setti
 def chooser(small_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Released:
     """A student that chooses labels, and is so sure of them that 4 bits change no answer."""
     folder = tmp_path_factory.mktemp("chooser")
-    settings = {"epochs": 40, "batch_size": 8, "learning_rate": 3e-3, "soft_weight": 0.0, "dtype": "float32"}
     spec = StudentSpec(
         model=str(small_smollm2), architecture="causal_lm", prompt="plain", max_tokens=64,
-        lora=LoraSpec(rank=8, alpha=16), **settings,
+        lora=LoraSpec(rank=8, alpha=16), epochs=40, batch_size=8, learning_rate=3e-3, soft_weight=0.0, dtype="float32",
     )  # fmt: skip
     source = build_source(folder, spec, LABELS, TaskSettings(item="Word"))
     (folder / "release").mkdir()

@@ -44,10 +44,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
 
 
 def train(tiny: dict[str, Path], architecture: str, out: Path, labels: list[LabelSpec], **settings: Any) -> StudentSpec:
-    values = {"prompt": "plain", "epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "patience": None} | settings
+    values: dict[str, Any] = {"architecture": architecture, "prompt": "plain", "epochs": 3, "batch_size": 4}
+    values |= {"learning_rate": 1e-2, "patience": None} | settings
     if values.get("method") != "full":
         values |= {"lora": LoraSpec(rank=4, alpha=8)}
-    spec = StudentSpec(model=str(tiny[architecture]), architecture=architecture, soft_weight=0.0, **values)
+    spec = StudentSpec(model=str(tiny[architecture]), soft_weight=0.0, **values)
     train_adapter(spec, labels, SETTINGS, ROWS, [], out, out.parent)
     return spec
 

@@ -65,7 +65,7 @@ def build_deployment(name: str, block: dict[str, Any], container: dict[str, Any]
         probe.pop("enabled", None)
         if "httpGet" not in probe:
             probe["exec"] = {"command": ["dagster", "api", "grpc-health-check", "-p", "4000"]}
-    built = {"name": "dagster", "image": image, "imagePullPolicy": block["image"]["pullPolicy"], **parts, **probes}
+    built = {"name": "dagster", "image": image, "imagePullPolicy": block["image"]["pullPolicy"]} | parts | probes
     built["envFrom"] = [{"secretRef": secret} for secret in block["envSecrets"]]
     spec = {
         "securityContext": block["podSecurityContext"],

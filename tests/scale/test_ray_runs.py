@@ -122,7 +122,10 @@ def launcher(cluster: RayCluster, tmp_path: Path) -> Iterator[RayJobLauncher]:
 
 
 def create_run(
-    launcher: RayJobLauncher, job: str = "", status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, **tags: str
+    launcher: RayJobLauncher,
+    job: str = "",
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+    tags: dict[str, str] | None = None,
 ) -> dg.DagsterRun:
     """Create an open run that `launcher` started as a job of the cluster, if one is named."""
 
@@ -143,13 +146,13 @@ def create_run(
 def test_a_run_of_another_process_is_not_taken_for_lost(launcher: RayJobLauncher) -> None:
     own = create_run(launcher)
     assert launcher.check_run_worker_health(own).status == WorkerStatus.RUNNING
-    again = create_run(launcher, **{RAY_JOB_TAG: f"dagster-run-{own.run_id}"})
+    again = create_run(launcher, tags={RAY_JOB_TAG: f"dagster-run-{own.run_id}"})
     assert launcher.check_run_worker_health(again).status == WorkerStatus.RUNNING, "the tag of an earlier run"
 
 
 def test_a_run_and_those_inside_it_are_lost_with_their_job(launcher: RayJobLauncher) -> None:
     outer = create_run(launcher, "sleep 600")
-    inner = create_run(launcher, **{CAMPAIGN_TAG: outer.run_id})
+    inner = create_run(launcher, tags={CAMPAIGN_TAG: outer.run_id})
     for run in (outer, inner):
         assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
     with mock.patch.object(launcher.client, "get_job_status", side_effect=ConnectionError("the head is restarting")):

@@ -116,7 +116,8 @@ def test_two_workers_train_what_one_process_trains(workers: RayWorkers, tmp_path
             spec, labels, TaskSettings(item="Ticket"), rows, rows[:3], tmp_path / name, tmp_path, **more
         )
 
-    alone, made = train("alone"), []
+    alone = train("alone")
+    made: list[progress.Progress] = []
     with progress.listen_to_progress(made.append):
         spread = train("spread", launch=RayRanks(workers, 2), work=tmp_path / "work" / "spread")
     assert [loss for *_, loss in spread.losses] == pytest.approx([loss for *_, loss in alone.losses], abs=1e-4)

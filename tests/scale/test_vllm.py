@@ -141,7 +141,8 @@ def serve(folder: Path, released: Released) -> Iterator[str]:
 
 
 def build_spec(**changes: Any) -> TeacherSpec:
-    return TeacherSpec(**{"model": f"openai/{NAME}", "timeout_s": 300, "terms": {"acknowledged": True}} | changes)
+    settings = {"model": f"openai/{NAME}", "timeout_s": 300, "terms": {"acknowledged": True}}
+    return TeacherSpec.model_validate(settings | changes)
 
 
 def ask(spec: TeacherSpec, store: CompletionStore, *requests: Request) -> list[Response]:
@@ -183,6 +184,7 @@ def test_a_released_adapter_and_its_base_are_teachers(released: Released, store:
             mass = compute_label_mass(response.positions, list(TEXTS), ended=response.finish_reason == "stop")
             assert max(mass.labels, key=mass.labels.__getitem__) == label
             assert mass.total > mass.least
+            assert response.prompt_tokens is not None
             assert response.prompt_tokens > 0
         [plain] = ask(base, store, build_request("bread", base))
         assert plain.model_reported == HUB_ID
@@ -194,8 +196,8 @@ def test_a_released_adapter_and_its_base_are_teachers(released: Released, store:
         with pytest.raises(TeacherError, match=r"HTTP 400.*logprobs"):
             ask(student, store, build_request("bread", student, logprobs=True, top_logprobs=21))
 
-        schema = {"type": "object", "properties": {"label": {"enum": list(TEXTS)}}, "required": ["label"]}
-        schema["additionalProperties"] = False
+        schema: dict[str, Any] = {"type": "object", "properties": {"label": {"enum": list(TEXTS)}}}
+        schema |= {"required": ["label"], "additionalProperties": False}
         forced = Request(
             resolve_endpoint(base).identity,
             0,

@@ -9,6 +9,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import dagster as dg
@@ -52,7 +53,9 @@ def partitions_made(server: Server, database: str) -> dict[str, set[str | None]]
     query = "SELECT asset_key, partition FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'"
     found: dict[str, set[str | None]] = {}
     for key, partition in server.rows(database, query):
-        found.setdefault(dg.AssetKey.from_db_string(key).path[1], set()).add(partition)
+        asset = dg.AssetKey.from_db_string(key)
+        assert asset is not None
+        found.setdefault(asset.path[1], set()).add(partition)
     return found
 
 
@@ -94,7 +97,7 @@ def test_a_run_leaves_everything_in_postgresql_and_a_second_one_asks_nothing(
 def test_processes_that_start_together_on_an_empty_database_lose_nothing(
     server: Server, database: str, project: Project, provider: FakeProvider
 ) -> None:
-    environment = {POSTGRES_VARIABLE: server.url(database)}
+    environment: dict[str, Any] = {POSTGRES_VARIABLE: server.url(database)}
     started = {key: project.start("backfill", TASK, "--slice", key, "--json", **environment) for key in ("shop", "web")}
     try:
         for key, process in started.items():

@@ -100,7 +100,7 @@ def test_a_recording_in_a_cascade_passes_on_what_it_does_not_know(tmp_path: Path
         folder = write_small_task(tmp_path)
         recorded = {"model": "replay/logs", "soft_labels": "votes", "few_shot": {"per_label": 1}}
         live = yaml_teacher(folder.path) | {"api_base": provider.url, "max_retries": 0}
-        changes = {"teacher": None, "teachers": {"logs": recorded, "live": live}, "cascade": {}}
+        changes: dict[str, Any] = {"teacher": None, "teachers": {"logs": recorded, "live": live}, "cascade": {}}
         rows = [{"prompt": "known to nobody else", "completion": "login"}]
         path = tmp_path / "cascade" / "tasks" / "shop_mail" / "recorded" / "logs.jsonl"
         folder = write_small_task(tmp_path / "cascade", **changes)

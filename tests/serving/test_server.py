@@ -51,7 +51,7 @@ def test_a_stock_client_gets_a_label(client: openai.OpenAI) -> None:
     assert found.choices[0].finish_reason == "stop"
     assert found.usage is not None
     assert found.usage.prompt_tokens == len("where is my delivery")  # without the system message
-    details: dict[str, Any] = found.model_extra["distill"]  # type: ignore[index]
+    details: dict[str, Any] = found.model_extra["distill"]
     assert details == {"route": "student", "confidence": 0.9, "student": "tiny", "release": 3, "export": "adapter"}
 
 

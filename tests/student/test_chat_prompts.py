@@ -206,7 +206,8 @@ def test_reasoning_is_asked_for_and_written_with_its_mark(models_folder: Path) -
 
 def test_reasoning_alone_is_asked_for_without_the_answer(models_folder: Path) -> None:
     """The second task of multitask ends behind the reasoning, so its prompt must not ask for more."""
-    spec = StudentSpec(model="smollm2-135m-instruct", architecture="causal_lm", prompt="chat", objective="multitask")
+    settings = {"model": "smollm2-135m-instruct", "architecture": "causal_lm", "prompt": "chat"}
+    spec = StudentSpec.model_validate(settings | {"objective": "multitask"})
     student = FreeTextStudent(
         spec, [], TaskSettings(item="Ticket", instructions="Sort it.", reasoning=True), models_folder
     )
@@ -277,7 +278,7 @@ def test_auto_is_plain_where_chat_does_not_work(
     """A template that cannot be trained on, or that leaves no room for a text, stops only `prompt: chat`."""
     tokenizer = make_tokenizer(models_folder, name)
     template = tokenizer.chat_template
-    values = {"model": "some/model", "architecture": "causal_lm", "max_tokens": max_tokens}
+    values: dict[str, Any] = {"model": "some/model", "architecture": "causal_lm", "max_tokens": max_tokens}
     renderer = make_renderer(StudentSpec(**values), SETTINGS, tokenizer)
     assert renderer.style == renderer.describe(ANSWER_CUE, "yes")["prompt"] == style
     assert (tokenizer.chat_template == template) == (style == "plain"), "a template that is not used is not pinned"

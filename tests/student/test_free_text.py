@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -161,8 +162,11 @@ def test_a_student_with_reasoning_writes_the_label_after_it(tmp_path: Path, mode
 
 
 def test_rows_with_and_without_reasoning(tmp_path: Path) -> None:
-    rows = [{"reasoning": "it says money", "answer": '"refund"'}, {"reasoning": None, "answer": '"delivery"'}]
-    empty = dict.fromkeys(DATASET)
+    rows: list[dict[str, Any]] = [
+        {"reasoning": "it says money", "answer": '"refund"'},
+        {"reasoning": None, "answer": '"delivery"'},
+    ]
+    empty: dict[str, Any] = dict.fromkeys(DATASET)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "refund"}]
     dataset = build_frame(
         [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,11 +207,11 @@ def test_the_lora_layer_equals_pefts(dtype: str, small_smollm2: Path, tmp_path: 
     torch.nn.init.normal_(up)
     inputs = torch.randn(2, 5, layer.in_features, dtype=loading.get_torch_dtype(dtype))
 
-    def run(forward: object) -> list[torch.Tensor]:
+    def run(forward: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         layer.zero_grad()
-        out = forward(layer, inputs)  # type: ignore[operator]
+        out = forward(layer, inputs)
         out.float().square().sum().backward()
-        return [out.detach().float(), up.grad.clone(), down.grad.clone()]  # type: ignore[union-attr]
+        return [out.detach().float(), up.grad.clone(), down.grad.clone()]
 
     for own, theirs in zip(run(LoraLinear.forward), run(Linear.forward), strict=True):
         error = (own - theirs).norm() / theirs.norm()

@@ -20,7 +20,7 @@ from distill_dagster.student import loading, memory
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainedStudent, TrainingLog, TrainRow
 
 SETTINGS = TaskSettings(item="Ticket")
 LABELS = [LabelSpec(name=name, description=name) for name in ("red", "blue")]
@@ -65,17 +65,20 @@ def encoders(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> d
 def make_spec(
     folder: Path, objective: object, layers: int | None = 2, method: str = "lora", **more: Any
 ) -> StudentSpec:
-    values: dict[str, Any] = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "patience": None} | more
+    values: dict[str, Any] = {"method": method, "objective": objective, "epochs": 8, "batch_size": 8}
+    values |= {"learning_rate": 1e-2, "patience": None} | more
     if method == "lora":
         values["lora"] = LoraSpec(rank=8, alpha=16)
     if layers is not None:
         values["shrink"] = {"layers": layers}
-    return StudentSpec(model=str(folder), architecture="encoder", method=method, objective=objective, **values)
+    return StudentSpec(model=str(folder), architecture="encoder", **values)
 
 
-def measure_difference(spec: StudentSpec, kind: str, folder: Path | None, assistant: object = None) -> float:
+def measure_difference(
+    spec: StudentSpec, kind: str, folder: Path | None, assistant: TrainedStudent | None = None
+) -> float:
     """How far the layers of what was trained in a folder are from those they imitate, on rows that were not learned."""
-    objective = {"kind": kind, "layers": spec.objective.layers if hasattr(spec.objective, "layers") else None}
+    objective = {"kind": kind, "layers": getattr(spec.objective, "layers", None)}
     student = EncoderStudent(
         spec.model_copy(update={"objective": make_spec(Path("m"), objective).objective}), LABELS, SETTINGS, Path()
     )
@@ -150,7 +153,7 @@ def test_attention_is_compared_without_dropout(encoders: dict[str, Path], tmp_pa
 def test_the_projection_depends_on_the_seed_alone(encoders: dict[str, Path], tmp_path: Path) -> None:
     wide = make_spec(encoders["wide"], "answer", layers=None, epochs=1)
     train(wide, tmp_path / "wide")
-    found = []
+    found: list[list[float]] = []
     for seed in (1, 1, 2):
         torch.rand(len(found) + 1)  # what came before in the process
         narrow = make_spec(encoders["deep"], "hidden_state", layers=None, epochs=1, method="full", seed=seed)
@@ -184,7 +187,8 @@ def test_what_cannot_be_matched_is_refused(encoders: dict[str, Path], tmp_path: 
         train(make_spec(encoders["deep"], {"kind": "hidden_state", "layers": {3: 4}}), tmp_path / "out")
     with pytest.raises(ValueError, match=r"imitates a deeper encoder. Set `shrink`"):
         check_student("small", make_spec(encoders["deep"], "attention", layers=None), "classification", False)
-    causal = StudentSpec(model="m", architecture="causal_lm", objective="hidden_state", shrink={"layers": 2})
+    settings = {"model": "m", "architecture": "causal_lm", "objective": "hidden_state", "shrink": {"layers": 2}}
+    causal = StudentSpec.model_validate(settings)
     with pytest.raises(ValueError, match="needs `architecture: encoder`"):
         check_student("small", causal, "classification", False)
     with pytest.raises(ValidationError, match="layers"):
@@ -194,9 +198,12 @@ def test_what_cannot_be_matched_is_refused(encoders: dict[str, Path], tmp_path: 
 def test_a_student_that_learns_from_rows_alone_imitates_nothing() -> None:
     spec = make_spec(Path("m"), {"kind": "attention", "weight": 0.25, "temperature": 2})
     objective = spec.keep_rows_only(writes_reasoning=False).objective
+    assert objective is not None
     assert objective.model_dump() == {"kind": "soft_label", "weight": 0.25, "temperature": 2}
     spec = make_spec(Path("m"), {"kind": "hidden_state", "weight": 0})
-    assert spec.keep_rows_only(writes_reasoning=False).objective.kind == "answer"
+    objective = spec.keep_rows_only(writes_reasoning=False).objective
+    assert objective is not None
+    assert objective.kind == "answer"
 
 
 def test_the_teacher_of_layers_is_an_encoder() -> None:

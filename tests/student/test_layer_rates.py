@@ -27,8 +27,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
 
 def train_one_step(model: Path, architecture: str, out: Path, **more: Any) -> dict[str, torch.Tensor]:
     """Weights after one step of all rows. Adam's first step changes a weight with a gradient by the rate."""
-    values = {"soft_weight": 0.0, "patience": None, "epochs": 1, "batch_size": len(ROWS), "warmup_ratio": 0.0} | more
-    spec = StudentSpec(model=str(model), architecture=architecture, prompt="auto", learning_rate=RATE, **values)
+    values: dict[str, Any] = {"architecture": architecture, "soft_weight": 0.0, "patience": None, "epochs": 1}
+    values |= {"batch_size": len(ROWS), "warmup_ratio": 0.0} | more
+    spec = StudentSpec(model=str(model), prompt="auto", learning_rate=RATE, **values)
     train_adapter(spec, LABELS, SETTINGS, ROWS, [], out, out.parent)
     [file] = [path for path in (out / "adapter_model.safetensors", out / "model.safetensors") if path.exists()]
     weights = load_file(file)

@@ -99,7 +99,7 @@ def test_many_rows_are_thinned_out_evenly() -> None:
 def test_rows_mix_soft_labels_and_answers_and_keep_weights() -> None:
     rows = [TrainRow("a", T, "red", {"red": 0.6, "blue": 0.4}, weight=2.0), TrainRow("b", T, "blue")]
     built = build_probe_rows(rows, np.zeros((2, 4)), ["red", "blue"], soft_weight=0.5)
-    np.testing.assert_allclose(built.targets, [[0.8, 0.2], [0, 1]], atol=1e-6)
+    np.testing.assert_allclose(built.targets, [[0.8, 0.2], [0.0, 1.0]], atol=1e-6)
     assert built.weights.tolist() == [2, 1]
     assert compute_mean_loss(LinearHead(np.zeros((2, 4)), np.zeros(2)), built) == pytest.approx(np.log(2), abs=1e-6)
 

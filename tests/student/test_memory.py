@@ -35,7 +35,7 @@ PLENTY = Memory(2**40, 2**40)
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> StudentSpec:
     model = write_tiny_model(tmp_path_factory.mktemp("tiny"), size=32)
-    settings = {"batch_size": 6, "learning_rate": 1e-2, "patience": None, "prompt": "plain"}
+    settings: dict[str, Any] = {"batch_size": 6, "learning_rate": 1e-2, "patience": None, "prompt": "plain"}
     return StudentSpec(model=str(model), architecture="causal_lm", lora=LoraSpec(rank=4), **settings)
 
 
@@ -80,8 +80,8 @@ def test_an_encoder_is_counted_without_its_pooler(method: str, tmp_path: Path) -
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    lora = {"lora": LoraSpec(rank=4)} if method != "full" else {}
-    spec = StudentSpec(model=str(tmp_path / "bert"), architecture="encoder", method=method, patience=None, **lora)
+    settings: dict[str, Any] = {"method": method} | ({"lora": LoraSpec(rank=4)} if method != "full" else {})
+    spec = StudentSpec(model=str(tmp_path / "bert"), architecture="encoder", patience=None, **settings)
     model = transformers.AutoModel.from_pretrained(tmp_path / "bert")
     total = sum(p.numel() for p in model.parameters())
     made = loading.make_trainable(model, spec, "FEATURE_EXTRACTION", loading.POOLER)
@@ -244,10 +244,13 @@ def test_training_in_little_memory_gives_the_same_loss(
         return [loss for *_, loss in log.losses]
 
     calls: list[int] = []
-    collate = CausalStudent.collate
-    monkeypatch.setattr(
-        CausalStudent, "collate", lambda self, items: (calls.append(len(items)), collate(self, items))[1]
-    )
+    real = CausalStudent.collate
+
+    def collate(self: CausalStudent, items: Any) -> Any:
+        calls.append(len(items))
+        return real(self, items)
+
+    monkeypatch.setattr(CausalStudent, "collate", collate)
     whole = train("whole", 2**40)
     assert max(calls) == len(ROWS)
     calls.clear()

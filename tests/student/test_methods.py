@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.core.errors import ModelError
+from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
@@ -38,7 +39,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
 
 
 def make_spec(folder: Path, architecture: str, method: str, **settings: Any) -> StudentSpec:
-    values = {
+    values: dict[str, Any] = {
+        "architecture": architecture,
+        "method": method,
         "prompt": "plain",
         "epochs": 16,
         "batch_size": 4,
@@ -48,7 +51,7 @@ def make_spec(folder: Path, architecture: str, method: str, **settings: Any) -> 
     } | settings
     if method != "full":
         values |= {"lora": LoraSpec(rank=4, alpha=8)}
-    return StudentSpec(model=str(folder), architecture=architecture, method=method, **values)
+    return StudentSpec(model=str(folder), **values)
 
 
 def train(spec: StudentSpec, out: Path) -> TrainingLog:
@@ -70,6 +73,7 @@ def test_a_method_learns_and_is_read_back_exactly(
     unmerged = choose_student_class(spec, LABELS)(
         spec if method != "full" else spec.model_copy(update={"model": str(out)}), LABELS, SETTINGS, tmp_path
     )
+    assert not isinstance(unmerged, FreeTextStudent)
     unmerged.load_adapter(out, merge=False)
     unmerged.model.eval()
     assert unmerged.compute_validation_scores(ROWS)["loss"] == pytest.approx(log.validation[-1]["loss"], abs=2e-6)
@@ -132,12 +136,12 @@ def test_what_another_method_trained_is_refused(tiny: dict[str, Path], tmp_path:
 
 
 def test_both_forms_of_qlora_are_one_setting() -> None:
-    base = {"model": "m", "architecture": "encoder"}
+    base: dict[str, Any] = {"model": "m", "architecture": "encoder"}
     older, newer = StudentSpec(**base, quantization="nf4"), StudentSpec(**base, method="qlora")
     assert older == newer
     assert (newer.method, newer.quantization) == ("qlora", "nf4")
     for settings in ({"method": "dora", "quantization": "nf4"}, {"method": "qlora", "quantization": "none"}):
         with pytest.raises(ValidationError, match="Keep `method` alone"):
-            StudentSpec(**base, **settings)
+            StudentSpec.model_validate(base | settings)
     with pytest.raises(ValidationError, match="Leave `lora` out"):
         StudentSpec(**base, method="full", lora=LoraSpec(rank=4))

@@ -16,6 +16,7 @@ import torch
 
 from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
+from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.loading import find_trained_base
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.token_log_probs import TeacherModel, add_teacher_log_probs, find_teacher_model
@@ -67,6 +68,7 @@ def share_right(spec: StudentSpec, labels: list[LabelSpec], out: Path, rows: lis
 def write_rationales(spec: StudentSpec, labels: list[LabelSpec], out: Path, rows: list[TrainRow]) -> list[str]:
     """What a student writes behind the prompt of the second task."""
     student = choose_student_class(spec, labels)(find_trained_base(spec, out), labels, SETTINGS, out)
+    assert not isinstance(student, EncoderStudent)
     texts = []
     for row in rows:
         item = student.encode_written(row.prompt, "Reasoning:", row.reasoning or "")
@@ -238,7 +240,7 @@ def test_token_kd_of_written_answers_learns_from_the_teachers_probabilities(tiny
     settings = TaskSettings(item="Word")
     expert, spec = make_spec(tiny, "answer"), make_spec(tiny, {"kind": "token_kd", "weight": 1.0})
     train_adapter(expert, [], settings, right, [], tmp_path / "expert", tmp_path)
-    taught_by = {"assistant": (expert, tmp_path / "expert"), "captured": tmp_path / "kept"}
+    taught_by: dict[str, Any] = {"assistant": (expert, tmp_path / "expert"), "captured": tmp_path / "kept"}
     log = train_adapter(spec, [], settings, wrong, [], tmp_path / "out", tmp_path, **taught_by)
     assert log.rows_captured == len(wrong)
     found = load_predictor(spec, [], settings, tmp_path, tmp_path / "out").predict([row.prompt for row in HELD])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.config.phases import OnPolicyPhaseSpec, PreferencePhaseSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.memory import Memory
@@ -60,7 +61,7 @@ PAIRS = [PreferencePair(row(word, "1"), row(word, "0")) for word in LEARNED]
 
 def spec(model: Path, phase: dict[str, Any], **changes: Any) -> StudentSpec:
     settings: dict[str, Any] = {"lora": LoraSpec(rank=8), "patience": None, "epochs": 1, "answer_tokens": 8} | changes
-    return StudentSpec(model=str(model), architecture="causal_lm", max_tokens=48, then=[phase], **settings)
+    return StudentSpec(model=str(model), architecture="causal_lm", max_tokens=48, **{"then": [phase]} | settings)
 
 
 def load(student: StudentSpec, folder: Path) -> CausalModel:
@@ -184,7 +185,9 @@ def test_the_parts_of_a_mixed_loss_are_logged(undecided: Path, tmp_path: Path, d
         nats -= sum(float(found[len(prompt) + n - 1, token]) for n, token in enumerate(answer))
         tokens += len(answer)
     log = PhaseLog("preference")
-    train_on_pairs(student, student.spec.then[0], PAIRS[:16], PhaseRun(log, "test", MicroBatches(micro_batch)))
+    [own] = student.spec.then
+    assert isinstance(own, PreferencePhaseSpec)
+    train_on_pairs(student, own, PAIRS[:16], PhaseRun(log, "test", MicroBatches(micro_batch)))
     preferred, answers = log.metrics["loss_preference"], log.metrics["loss_answer"]
     tolerance = 1e-4 if dtype == "float32" else 2e-2
     assert preferred[0] == pytest.approx(math.log(2), rel=tolerance)
@@ -199,10 +202,10 @@ def test_a_phase_leaves_nothing_but_weights(
     undecided: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     phase = {"kind": "preference", "sft_weight": 0, "learning_rate": 1e-2, "batch_size": 4}
-    lora = {"lora": LoraSpec(rank=8, dropout=0.1)} if method != "full" else {}
-    student = load(
-        StudentSpec(model=str(undecided), architecture="causal_lm", method=method, then=[phase], **lora), tmp_path
-    )
+    settings: dict[str, Any] = {"method": method, "then": [phase]}
+    if method != "full":
+        settings["lora"] = LoraSpec(rank=8, dropout=0.1)
+    student = load(StudentSpec(model=str(undecided), architecture="causal_lm", **settings), tmp_path)
 
     def describe() -> dict[str, Any]:
         base = student.model.get_base_model() if method != "full" else student.model
@@ -292,12 +295,12 @@ def test_a_teacher_that_cannot_teach_is_found_before_the_training(
     undecided: Path, decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_tiny_model(tmp_path / "other", characters="abc")
+    listened: list[int] = []
     for teacher, message in ((other, "has another vocabulary"), (decided, r"needs about .* next to the student")):
         if teacher == decided:
             monkeypatch.setattr(memory, "measure_training_memory", lambda: Memory(10**9, 10**4))
             monkeypatch.setattr(train, "check_model_fits", lambda *_, **__: None)
         student = spec(undecided, {"kind": "on_policy", "teacher": str(teacher)})
-        listened: list[int] = []
         with pytest.raises(DistillError, match=message):
             train_adapter(
                 student,
@@ -307,7 +310,7 @@ def test_a_teacher_that_cannot_teach_is_found_before_the_training(
                 HELD_ROWS,
                 tmp_path / "out",
                 tmp_path,
-                on_validation=lambda epoch, _, seen=listened: seen.append(epoch),
+                on_validation=lambda epoch, _: listened.append(epoch),
             )
         assert not listened, "nothing was trained"
 
@@ -323,13 +326,17 @@ def test_a_teacher_may_have_more_padding_in_its_vocabulary(undecided: Path, deci
     transformers.AutoTokenizer.from_pretrained(decided).save_pretrained(tmp_path / "padded")
     phase = {"kind": "on_policy", "teacher": str(tmp_path / "padded"), "max_tokens": 6, "epochs": 1}
     student = load(spec(undecided, phase), tmp_path)
-    teacher = load_teacher(student, student.spec.then[0], tmp_path)
+    [own] = student.spec.then
+    assert isinstance(own, OnPolicyPhaseSpec)
+    teacher = load_teacher(student, own, tmp_path)
     assert (teacher.config.vocab_size, teacher.get_output_embeddings().weight.shape[0]) == (size, size)
     [log] = run_phases(student, ROWS, [], tmp_path, dict, "test")
     assert log.steps > 0
     smaller = load(spec(tmp_path / "padded", phase | {"teacher": str(decided)}), tmp_path)
+    [other] = smaller.spec.then
+    assert isinstance(other, OnPolicyPhaseSpec)
     with pytest.raises(DistillError, match="has another vocabulary"):
-        load_teacher(smaller, smaller.spec.then[0], tmp_path)
+        load_teacher(smaller, other, tmp_path)
 
 
 def test_a_phase_computes_as_few_pairs_at_once_as_the_training(undecided: Path, tmp_path: Path) -> None:
@@ -337,8 +344,8 @@ def test_a_phase_computes_as_few_pairs_at_once_as_the_training(undecided: Path, 
     phase = {"kind": "preference", "batch_size": 8, "epochs": 2, "learning_rate": 1e-3}
     found = {}
     for size in ("auto", 2):
-        student = spec(undecided, phase, micro_batch_size=size)
-        log = train_adapter(student, [], SETTINGS, ROWS, HELD_ROWS, tmp_path / str(size), tmp_path, pairs=PAIRS)
+        sized = spec(undecided, phase, micro_batch_size=size)
+        log = train_adapter(sized, [], SETTINGS, ROWS, HELD_ROWS, tmp_path / str(size), tmp_path, pairs=PAIRS)
         found[size] = [loss for _, loss in log.phases[0].losses]
     assert found[2] == pytest.approx(found["auto"], abs=1e-4)
     rows = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}] * 12

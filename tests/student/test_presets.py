@@ -15,7 +15,7 @@ import transformers
 from pydantic import ValidationError
 
 from distill_dagster.config import LabelSpec, StudentSpec
-from distill_dagster.config.presets import PRESETS
+from distill_dagster.config.presets import PRESETS, PresetName
 from distill_dagster.core.errors import ModelError
 from distill_dagster.release.merged import AnsweredPrompt, write_merged
 from distill_dagster.release.runtimes.types import StudentSetup
@@ -91,9 +91,9 @@ def write_model(folder: Path, name: str) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_preset_trains_and_generates(name: str, tmp_path: Path) -> None:
+def test_a_preset_trains_and_generates(name: PresetName, tmp_path: Path) -> None:
     layers = write_model(tmp_path / "base", name)
-    own = {"model": str(tmp_path / "base"), "dtype": "float32", "method": "lora", "answer_tokens": 24}
+    own: dict[str, Any] = {"model": str(tmp_path / "base"), "dtype": "float32", "method": "lora", "answer_tokens": 24}
     spec = StudentSpec(preset=name, **own, epochs=60, learning_rate=1e-2, batch_size=3, patience=None)
     log = train_adapter(spec, [], SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
     assert log.prompt == "chat"
@@ -136,9 +136,9 @@ def test_a_preset_trains_and_generates(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "like"), [("llama-3.1-8b", "llama-3.1-8b"), ("qwen3-8b", "qwen3-0.6b")])
-def test_a_preset_in_4_bits_trains_and_generates(name: str, like: str, tmp_path: Path) -> None:
+def test_a_preset_in_4_bits_trains_and_generates(name: PresetName, like: str, tmp_path: Path) -> None:
     write_model(tmp_path / "base", like)
-    own = {"model": str(tmp_path / "base"), "dtype": "float32", "answer_tokens": 24}
+    own: dict[str, Any] = {"model": str(tmp_path / "base"), "dtype": "float32", "answer_tokens": 24}
     spec = StudentSpec(preset=name, **own, epochs=60, learning_rate=1e-2, batch_size=3, patience=None)
     assert spec.method == "qlora"
     log = train_adapter(spec, [], SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
@@ -154,7 +154,7 @@ def test_labels_are_chosen_behind_a_chat_prompt(tmp_path: Path) -> None:
     """The probabilities are those of the label's first tokens after what a server renders from the saved template."""
     write_model(tmp_path / "base", "qwen3-0.6b")
     labels = [LabelSpec(name=name, description=name) for name in ("stop", "go", "wait")]
-    own = {"model": str(tmp_path / "base"), "dtype": "float32", "learning_rate": 1e-2, "batch_size": 3}
+    own: dict[str, Any] = {"model": str(tmp_path / "base"), "dtype": "float32", "learning_rate": 1e-2, "batch_size": 3}
     spec = StudentSpec(preset="qwen3-0.6b", **own, epochs=40, patience=None)
     log = train_adapter(spec, labels, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
     assert log.target_tokens == len("stop") + len("go") + len("wait") + 3
@@ -181,7 +181,7 @@ def test_a_student_is_not_asked_otherwise_than_in_its_training(method: str, tmp_
     """The template of a base changes on the hub, and students that were trained before chat prompts have no sample."""
     write_model(tmp_path / "base", "qwen3-0.6b")
     own = {"model": str(tmp_path / "base"), "architecture": "causal_lm", "dtype": "float32", "method": method}
-    spec, out = StudentSpec(**own, epochs=1), tmp_path / "out"
+    spec, out = StudentSpec.model_validate(own | {"epochs": 1}), tmp_path / "out"
     train_adapter(spec, [], SETTINGS, ROWS, [], out, tmp_path)
     load_predictor(spec, [], SETTINGS, tmp_path, out)
     with pytest.raises(ModelError, match=r"has other tokens. Train the student again"):
@@ -246,10 +246,11 @@ def test_labels_behind_a_long_prompt_are_scored_like_whole_sequences(
 
 def test_what_a_task_sets_itself_wins() -> None:
     for name in PRESETS:
-        spec = StudentSpec(preset=name)
+        spec = StudentSpec.model_validate({"preset": name})
         assert (spec.model, spec.architecture) == (PRESETS[name]["model"], "causal_lm")
         assert StudentSpec.model_validate(spec.model_dump()) == spec
-    spec = StudentSpec(preset="llama-3.1-8b", method="dora", epochs=9, lora={"last_layers": 4})
+    settings = {"preset": "llama-3.1-8b", "method": "dora", "epochs": 9, "lora": {"last_layers": 4}}
+    spec = StudentSpec.model_validate(settings)
     assert (spec.method, spec.quantization, spec.epochs, spec.lora.last_layers) == ("dora", "none", 9, 4)
     assert spec.lora.target_modules == PRESETS["llama-3.1-8b"]["lora"]["target_modules"]
     assert StudentSpec(preset="llama-3.1-8b").quantization == "nf4"
@@ -263,4 +264,4 @@ def test_without_a_preset_a_model_is_required() -> None:
     with pytest.raises(ValidationError, match="`model` and `architecture` required"):
         StudentSpec()
     with pytest.raises(ValidationError, match=r"preset[\s\S]*phi-4-mini"):
-        StudentSpec(preset="phi-5")
+        StudentSpec.model_validate({"preset": "phi-5"})

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.config.checkpoint import CheckpointSpec
+from distill_dagster.config.objective import TokenKdObjectiveSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import ranks
@@ -133,7 +135,7 @@ def test_ranks_start_equal_and_keep_no_copy_of_the_gradients(tmp_path: Path) -> 
 
 def test_two_ranks_read_what_the_first_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, teacher = (write_tiny_model(tmp_path / name, size=32, seed=len(name)) for name in ("tiny", "teacher"))
-    objective = {"kind": "token_kd", "teacher": str(teacher)}
+    objective = TokenKdObjectiveSpec(kind="token_kd", teacher=str(teacher))
     spec = StudentSpec(
         model=str(model), architecture="causal_lm", lora=LoraSpec(rank=4), objective=objective, batch_size=4, epochs=1
     )
@@ -152,7 +154,7 @@ def test_two_ranks_read_what_the_first_captured(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_rank_leaves_its_error(tmp_path: Path) -> None:
-    given = (make_spec(tmp_path / "nowhere"), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+    given: tuple[Any, ...] = (make_spec(tmp_path / "nowhere"), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
     (tmp_path / "arguments").write_bytes(pickle.dumps((given, {})))
     with pytest.raises(DistillError):
         ranks.run_rank(tmp_path)
@@ -163,7 +165,7 @@ def test_a_rank_leaves_its_error(tmp_path: Path) -> None:
 def test_any_rank_leaves_its_error_and_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     for name in ("nowhere", "elsewhere"):
-        given = (make_spec(tmp_path / name), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+        given: tuple[Any, ...] = (make_spec(tmp_path / name), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
         (tmp_path / "arguments").write_bytes(pickle.dumps((given, {})))
         with pytest.raises(DistillError, match=name):
             ranks.run_rank(tmp_path)

@@ -43,12 +43,13 @@ def deep(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
 
 def make_spec(folder: Path, architecture: str, method: str, layers: int | None = 3) -> StudentSpec:
     rate = 1e-3 if method == "full" else 1e-2
-    values: dict[str, Any] = {"epochs": 8, "batch_size": 4, "learning_rate": rate, "patience": None}
+    values: dict[str, Any] = {"architecture": architecture, "method": method, "epochs": 8, "batch_size": 4}
+    values |= {"learning_rate": rate, "patience": None}
     if method != "full":
         values["lora"] = LoraSpec(rank=4, alpha=8)
     if layers is not None:
         values["shrink"] = {"layers": layers}
-    return StudentSpec(model=str(folder), architecture=architecture, method=method, prompt="plain", **values)
+    return StudentSpec(model=str(folder), prompt="plain", **values)
 
 
 def test_the_first_and_the_last_layer_stay() -> None:
@@ -165,9 +166,9 @@ def test_a_shallower_student_begins_with_layers_of_a_trained_one(
 
 
 def test_a_start_that_is_not_there_is_refused() -> None:
-    names = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
+    names: dict[str, Any] = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
     deep = StudentSpec(**names)
-    shrink = {"shrink": {"layers": 3, "start": "teacher"}}
+    shrink: dict[str, Any] = {"shrink": {"layers": 3, "start": "teacher"}}
     alone = StudentSpec(**names, method="full", **shrink)
     with pytest.raises(ValueError, match="Name it with `teacher: student:<name>`"):
         check_student("small", alone, "classification", False)

@@ -20,7 +20,7 @@ from distill_dagster.student.predict import build_centroid_predictor, load_predi
 from distill_dagster.student.prompts import PlainRenderer
 from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import Prediction, StudentPrompt, TaskSettings, TrainingLog, TrainRow
 
 SETTINGS = TaskSettings(item="Ticket")
 MINILM = StudentSpec(
@@ -61,7 +61,7 @@ def rows_of(places: list[str]) -> list[TrainRow]:
 ROWS, HELD = rows_of(PLACES[:2]), rows_of(PLACES[2:])
 
 
-def share_right(predict: Callable[[list[str]], list], rows: list[TrainRow]) -> float:
+def share_right(predict: Callable[[list[StudentPrompt]], list[Prediction]], rows: list[TrainRow]) -> float:
     found = predict([row.prompt for row in rows])
     return sum(f.label == row.answer_label for f, row in zip(found, rows, strict=True)) / len(rows)
 

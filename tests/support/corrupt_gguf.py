@@ -19,13 +19,14 @@ def corrupt(name: str, healthy: Path, base: Path, target: Path, base_template: s
         base: the f16 file of its base.
         base_template: the chat template of the base.
     """
-    changes: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "wrong rope base": {"llama.rope.freq_base": 10_000.0},
         "wrong pre-tokenizer": {"tokenizer.ggml.pre": "default"},
         "chat template of the base": {"tokenizer.chat_template": base_template},
         "a start token too many": {"tokenizer.ggml.add_bos_token": True},
-    }.get(name, {})
-    copy_gguf(GGUFReader(healthy), target, _CONVERTERS.get(name, _keep_all)(healthy, base), changes)
+    }
+    convert = _CONVERTERS.get(name, _keep_all)(healthy, base)
+    copy_gguf(GGUFReader(healthy), target, convert, changes.get(name, {}))
 
 
 CORRUPTIONS = (

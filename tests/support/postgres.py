@@ -92,13 +92,13 @@ def run_postgres(**settings: Any) -> Iterator[Server]:
             for path in (folder, secret):
                 os.chown(path, who["user"], who["group"])
         surroundings: dict[str, Any] = {"cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}, **who}
-        initdb = [bin_ / "initdb", "-D", folder / "data", "-U", "distill", f"--pwfile={secret}", "-A", "scram-sha-256"]
-        initdb += ["-E", "UTF8", "--locale=C", "--no-sync"]
+        initdb = [str(bin_ / "initdb"), "-D", str(folder / "data"), "-U", "distill", f"--pwfile={secret}"]
+        initdb += ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"]
         done = subprocess.run(initdb, capture_output=True, text=True, check=False, **surroundings)
         assert done.returncode == 0, done.stdout + done.stderr
         log = (folder / "log").open("w+")
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"} | settings
-        command = [bin_ / "postgres", "-D", folder / "data", "-p", str(port)]
+        command = [str(bin_ / "postgres"), "-D", str(folder / "data"), "-p", str(port)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         process = subprocess.Popen(command, stdout=log, stderr=log, **surroundings)
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
 from hypothesis import strategies as st
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "3", "dogs", "run", "home", "late", "at", "night"]
+SPELLINGS: list[Callable[[str], str]] = [str, str.upper, str.title]
 
 
 def fold(text: str) -> str:
@@ -84,13 +86,13 @@ def tables(draw: st.DrawFn, most: int = 14) -> pl.DataFrame:
     texts: list[list[str]] = []
     rows: list[dict[str, Any]] = []
     for _ in range(draw(st.integers(1, most))):
-        if texts and draw(st.booleans()):
+        if bool(texts) and draw(st.booleans()):
             edits = draw(st.lists(st.tuples(st.integers(0, 40), word), max_size=2))
             texts.append(apply_edits(draw(st.sampled_from(texts)), edits))
         else:
             texts.append(draw(st.lists(word, min_size=1, max_size=30)))
         text = draw(st.sampled_from([" ", "  ", "\n", ", ", " -"])).join(texts[-1])
-        text = draw(st.sampled_from([str, str.upper, str.title]))(text)
+        text = draw(st.sampled_from(SPELLINGS))(text)
         rows.append({"text": text, "rank": draw(st.sampled_from([0, 1, None]))})
     ids = draw(st.permutations(range(len(rows))))
     rows = [{"id": f"r{n:02}"} | row for n, row in zip(ids, rows, strict=True)]

@@ -17,7 +17,10 @@ from distill_dagster.teacher.providers.replay import load_replay_teacher
 
 FOLDER = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "word_problems")
 SLICES = {key: FOLDER.read_slice(key) for key in FOLDER.list_slice_keys()}
-PROMPTS = {key: [p.text for p in [*content.seeds, *content.shipped]] for key, content in SLICES.items()}
+PROMPTS = {
+    key: [seed.text for seed in content.seeds] + [prompt.text for prompt in content.shipped]
+    for key, content in SLICES.items()
+}
 OPERATIONS = {"addition": "+", "subtraction": "-", "groups": "*", "sharing": "/", "money": "+-*/"}
 RECORDED = load_replay_teacher(FOLDER, FOLDER.task.teacher)
 ROWS = [*FOLDER.examples, *FOLDER.dev, *FOLDER.golden]

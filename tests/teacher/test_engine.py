@@ -21,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 
 from distill_dagster.config import BudgetSpec, TeacherSpec
+from distill_dagster.config.teacher import PriceSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.formatting import format_time
@@ -37,7 +38,7 @@ from distill_dagster.teacher.providers.prices import compute_worst_case
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.waiting import HANG_S, wait_until
 
-PRICE = {"input_usd": 100.0, "output_usd": 200.0}
+PRICE = PriceSpec(input_usd=100.0, output_usd=200.0)
 
 
 Make = Callable[..., CompletionEngine]
@@ -116,7 +117,7 @@ def test_a_cap_is_never_exceeded_and_raising_it_sends_the_rest(
     assert came(answers(everything, texts)) == 60
     total = everything.spent_usd if cap.endswith("usd") else everything.prompt_tokens + everything.completion_tokens
     with closing(CompletionStore.open_in_folder(tmp_path / "capped")) as other:
-        account = Account("t", "c1", "test", BudgetSpec(**{cap: total / 2}))
+        account = Account("t", "c1", "test", BudgetSpec.model_validate({cap: total / 2}))
         spec = everything.spec
         half = CompletionEngine(resolve_endpoint(spec), spec, other, account)
         found = answers(half, texts)
@@ -129,9 +130,8 @@ def test_a_cap_is_never_exceeded_and_raising_it_sends_the_rest(
         assert len(stopped) == 60 - came(found)
         assert f"budget.{cap}" in str(stopped[0])
         asked = len(provider.requests)
-        raised = CompletionEngine(
-            resolve_endpoint(spec), spec, other, replace(account, budget=BudgetSpec(**{cap: total * 2}))
-        )
+        account = replace(account, budget=BudgetSpec.model_validate({cap: total * 2}))
+        raised = CompletionEngine(resolve_endpoint(spec), spec, other, account)
         assert came(answers(raised, texts)) == 60
         assert len(provider.requests) - asked == 60 - came(found)
 
@@ -253,7 +253,7 @@ def test_a_wait_that_no_request_waits_for_stops_all_asking(
     """A daily limit: three are answered, then the provider asks for an hour."""
     words = "Rate limit reached on requests per day. Please try again in 1h0m0s."
     monkeypatch.setenv("SHOP_KEY", "a-planted-key-0815")
-    address: dict[str, Any] = {"model": "openai/fake", "api_base": provider.url}
+    address: dict[str, Any] = {"model": "openai/fake", "api_base": provider.url, "terms": {"acknowledged": True}}
     if api_base == "litellm":
         address["model"] = "hosted_vllm/fake"
     body = json.dumps({"error": {"message": f"{words} Key: a-planted-key-0815", "code": "rate_limit_exceeded"}})
@@ -262,7 +262,7 @@ def test_a_wait_that_no_request_waits_for_stops_all_asking(
         return Fault(429, body, retry_after="3600") if len(provider.requests) > 3 else None
 
     provider.fail = fail
-    spec = TeacherSpec(**address, api_key_env="SHOP_KEY", concurrency=2, max_retries=5, terms={"acknowledged": True})
+    spec = TeacherSpec(**address, api_key_env="SHOP_KEY", concurrency=2, max_retries=5)
     one = CompletionEngine(resolve_endpoint(spec), spec, store)
     found = answers(one, [f"number {n}" for n in range(12)])
     assert came(found) == 3
@@ -375,7 +375,7 @@ other_process(*sys.argv[1:])
 
 
 def other_process(url: str, folder: str, text: str) -> None:
-    spec = TeacherSpec(model="openai/fake", api_base=url, price=PRICE)  # type: ignore[arg-type]
+    spec = TeacherSpec(model="openai/fake", api_base=url, price=PRICE)
     store = CompletionStore.open_in_folder(Path(folder))
     engine = CompletionEngine(resolve_endpoint(spec), spec, store, Account("t", "c1", "test"))
     print(came(answers(engine, [text])), engine.calls, engine.cached)
@@ -462,6 +462,8 @@ def test_the_ledger_can_be_queried_by_duckdb(tmp_path: Path, engine: Make, store
 
     assert came(answers(engine(), ["a", "b"])) == 2
     ledger = store.read_ledger()
-    spent, requests = duckdb.sql("SELECT sum(usd), count(*) FROM ledger WHERE state = 'settled'").fetchall()[0]
+    found = duckdb.sql("SELECT sum(usd), count(*) FROM ledger WHERE state = 'settled'")
+    assert found is not None
+    spent, requests = found.fetchall()[0]
     assert requests == ledger.height == 2
     assert spent == pytest.approx(store.sum_budget_usage(Account("t", "c1", "")).usd)

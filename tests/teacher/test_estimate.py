@@ -57,8 +57,7 @@ def test_the_estimate_is_an_upper_bound(env: StageContext, provider: FakeProvide
     made = stages.make_teacher_completions(env, "shop")
     assert made.record.extra["teacher_calls"] == shop.calls
     frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
-    took = frame["prompt_tokens"].sum() + frame["completion_tokens"].sum()
-    assert took <= shop.tokens
+    assert frame.select("prompt_tokens", "completion_tokens").sum_horizontal().sum() <= shop.tokens
     assert shop.usd is not None
     assert 0 < made.record.extra["spent_usd"] <= shop.usd
     after = next(one for one in estimated(env) if one.slice == "shop")

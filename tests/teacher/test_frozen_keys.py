@@ -29,7 +29,7 @@ TEXT = 'The parcel\nnever came: "where" is it, é?'
 RUBRIC = [{"name": "correct", "description": "the category fits"}]
 JUDGE = {"model": "openai/judge", "rubric": RUBRIC, "response_format": "json_schema"}
 ROW = {"messages": [{"role": "user", "content": TEXT}], "answer": '"refund"', "reasoning": "It says so."}
-SAMPLED = {"samples": 2, "temperature": 0.7}
+SAMPLED: dict[str, Any] = {"samples": 2, "temperature": 0.7}
 
 
 def labels(folder: Path, sample: int = 0, spelled: str = "", **teacher: Any) -> Request:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,10 @@ class Run:
     """A task with one slice of three prompts, made stage by stage."""
 
     def __init__(self, root: Path, provider: FakeProvider, **changes: Any) -> None:
-        settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
+        settings: dict[str, Any] = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
         filters = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
-        folder = write_small_task(root, **({"teacher": settings, "curation": filters} | changes))
+        defaults: dict[str, Any] = {"teacher": settings, "curation": filters}
+        folder = write_small_task(root, **defaults | changes)
         (folder.path / "slices" / "web.yaml").unlink()
         self.env, self.provider = build_stage_context(folder, root / "home"), provider
         self.caps: dict[str, BudgetSpec] = {}
@@ -397,7 +398,7 @@ def test_count_judge_requests(tmp_path: Path) -> None:
     assert needed("one", "best_of", few_shot={"draws": 1}) == (0, 0)
 
 
-def samples_of(rows: list[tuple[str, int, str, str | None]]) -> pl.DataFrame:
+def samples_of(rows: Sequence[tuple[str, int, str, str | None]]) -> pl.DataFrame:
     table = pl.DataFrame(rows, schema=["prompt_id", "sample_index", "status", "answer"], orient="row")
     return table.with_columns(pl.lit(None, pl.String).alias("reasoning"), pl.lit("t").alias("teacher"))
 
@@ -424,6 +425,7 @@ def test_equal_answers_of_the_kind_are_one_option(tmp_path: Path) -> None:
 
 
 def test_the_order_of_options_does_not_depend_on_the_samples(tmp_path: Path) -> None:
+    rows: list[tuple[str, int, str, str | None]]
     rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
     rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
     found = find_differing_answers(get_kind(write_small_task(tmp_path).task), samples_of(rows))
@@ -469,7 +471,7 @@ def test_judge_and_imaginer_have_their_own_price_limits_and_terms(tmp_path: Path
     asked |= {"requests_per_minute": 7, "tokens_per_minute": 900}
 
     def spec(name: str, **more: Any) -> Any:
-        parts = {"judge": {"rubric": RUBRIC} | asked | more, "imagine": {"teacher": asked | more}}
+        parts: dict[str, Any] = {"judge": {"rubric": RUBRIC} | asked | more, "imagine": {"teacher": asked | more}}
         task = write_small_task(tmp_path / name, **{part: parts[part]}).task
         return get_judge_teacher(task) if part == "judge" else get_imagine_teacher(task)
 

@@ -20,6 +20,7 @@ def classify_ok(body: dict[str, Any]) -> AttemptError | ContentFilterError:
     """What an error in a response with HTTP 200 means."""
     with pytest.raises((AttemptError, ContentFilterError)) as caught:
         parse_response(body, 0.0, 1)
+    assert isinstance(caught.value, AttemptError | ContentFilterError)
     return caught.value
 
 

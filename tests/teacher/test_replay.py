@@ -302,7 +302,7 @@ def test_each_problem_names_its_line(home: Home) -> None:
     assert "distill import shop_mail FILE --as recorded --name logs" in problem.remedy
 
 
-LABELLED = [
+LABELLED: list[dict[str, Any]] = [
     {
         "text": "I want a refund",
         "reasoning": "Money back.",
@@ -349,7 +349,7 @@ def test_recorded_labels_with_probabilities_need_no_settings(tmp_path: Path, rea
 
 
 def test_probabilities_that_cannot_be_read_name_their_line(home: Home) -> None:
-    bad = [
+    bad: list[dict[str, Any]] = [
         {"text": "a", "label": "refund", "probs": [0.9, 0.1]},
         {"text": "b", "label": "refund", "soft_labels": {"refund": "high"}},
         {"text": "c", "label": 3, "probs": {"refund": 1.0}},

@@ -50,8 +50,8 @@ def requests(
     kind: str, setting: str, templates: dict[str, str] | None = None, **changes: Any
 ) -> Iterator[RequestBuilder]:
     with TemporaryDirectory() as name:
-        changes = {"teacher": SETTINGS[setting], "reasoning": kind in ("math", "qa", "nli")} | changes
-        folder = write_kind_folder(Path(name), kind, URL, **changes)
+        settings: dict[str, Any] = {"teacher": SETTINGS[setting], "reasoning": kind in ("math", "qa", "nli")}
+        folder = write_kind_folder(Path(name), kind, URL, **settings | changes)
         for part, source in (templates or {}).items():
             (folder.path / "templates").mkdir(exist_ok=True)
             (folder.path / "templates" / f"{kind}_{part}.j2").write_text(source)

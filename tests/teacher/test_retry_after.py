@@ -13,6 +13,7 @@ from distill_dagster.teacher.providers.attempts import AttemptError, classify_st
 from distill_dagster.teacher.providers.retry_after import LONGEST_WAIT_S, parse_wait, read_wait
 
 HOUR = 3600
+NO_TIMES: list[Any] = ["soon", "", "nan", "inf", None, True, [], {}, "5 parsecs", "1 month"]
 
 
 def in_an_hour() -> datetime:
@@ -36,7 +37,7 @@ def in_an_hour() -> datetime:
         ("2 hours and 5 minutes", 7500),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
         ("1e300", LONGEST_WAIT_S),
-        *[(value, None) for value in ("soon", "", "nan", "inf", None, True, [], {}, "5 parsecs", "1 month")],
+        *[(value, None) for value in NO_TIMES],
     ],
 )
 def test_a_wait_in_seconds_or_words(value: Any, seconds: float | None) -> None:

@@ -19,6 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.config.batch import BatchSpec
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tasks import Slice
@@ -223,13 +224,13 @@ def test_a_forgotten_batch_leaves_no_files(ask: Ask, runner: Runner, store: Comp
         ask()
     [note] = BatchStore(store).list_open()
     next(runner.folder.glob("*.requests.jsonl")).unlink()
-    spec = TeacherSpec(model="openai/Qwen/Qwen3-8B", mode="batch", batch={"runner": "vllm"})
+    spec = TeacherSpec(model="openai/Qwen/Qwen3-8B", mode="batch", batch=BatchSpec(runner="vllm"))
     with pytest.raises(TeacherError, match=r"no requests and no answers.*--forget"):
         collect_batches(endpoint, spec, store, "shop_mail")
 
 
 def test_a_teacher_without_a_server_needs_no_key_and_is_not_asked_online(ask: Ask, runner: Runner) -> None:
-    spec = TeacherSpec(model="openai/gpt-oss-20b", mode="batch", batch={"runner": "vllm"})
+    spec = TeacherSpec(model="openai/gpt-oss-20b", mode="batch", batch=BatchSpec(runner="vllm"))
     assert find_missing_key(spec) is None
     assert find_price(spec) is None, "OpenAI's prices are not those of your GPU"
     assert find_terms(spec).provider != "OpenAI"

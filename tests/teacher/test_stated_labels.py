@@ -377,8 +377,7 @@ def test_the_prior_is_the_mean_of_what_is_stated(
 def test_batches_state_them_too(tmp_path: Path, store: CompletionStore) -> None:
     with BatchProvider(LABELS) as provider:
         provider.answer = state
-        teacher = {"mode": "batch", "batch": {"poll_s": 0.05}}
-        folder = write_task(tmp_path, provider.url, **teacher)
+        folder = write_task(tmp_path, provider.url, mode="batch", batch={"poll_s": 0.05})
         asked = run_ask(build_asker(folder, store), make_prompts(*TEXTS))
     assert set(asked.completions["mode"]) == {"batch"}
     assert {max(soft(row).values()) for row in asked.completions.to_dicts()} == {0.9}
@@ -390,7 +389,7 @@ def test_a_recording_of_such_answers_is_replayed(tmp_path: Path, store: Completi
     folder = write_small_task(tmp_path, teacher=VERBALIZED | recorded)
     (folder.path / "recorded").mkdir()
     body = {"choices": [{"message": {"content": json.dumps({"label": "refund", "probabilities": REFUND})}}]}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"request": {"messages": [{"role": "user", "content": "I want a refund"}]}, "response": body},
         {"text": "login asks twice", "label": "login", "probs": {"login": 0.7, "refund": 0.3}},
     ]
@@ -413,7 +412,7 @@ def test_the_estimate_counts_these_requests(tmp_path: Path, provider: FakeProvid
     table = build_seed_prompts("shop", folder.read_slice("shop"))
     asked = run_ask(build_asker(folder, store), table).completions
     assert (shop.calls, asked.height) == (3, 3)
-    assert asked["prompt_tokens"].sum() + asked["completion_tokens"].sum() <= shop.tokens
+    assert asked.select("prompt_tokens", "completion_tokens").sum_horizontal().sum() <= shop.tokens
     assert shop.usd is not None
     assert 0 < asked["cost_usd"].sum() <= shop.usd
     [after, _] = estimate_requests(folder, store, ["shop", "web"], lambda _: None)

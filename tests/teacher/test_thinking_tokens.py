@@ -177,6 +177,7 @@ def test_a_check_says_what_a_model_is_allowed(tmp_path: Path, teacher: dict[str,
     found = [problem for problem in check_task_folder(folder) if "thinks" in problem.message]
     assert len(found) == (message is not None)
     for problem in found:
+        assert message is not None
         assert message in problem.message
         assert (problem.severity, problem.line is not None) == ("warning", True)
         assert "teacher.thinking_tokens" in problem.remedy

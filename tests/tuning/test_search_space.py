@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distill_dagster.config import StudentSpec
+from distill_dagster.config import LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.tuning.search_space import (
     SearchSetting,
@@ -21,7 +21,7 @@ from distill_dagster.tuning.search_space import (
 )
 from tests.support.task import write_small_task
 
-ENCODER = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
+ENCODER: dict[str, Any] = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
 DEFAULT = build_default_space(StudentSpec(**ENCODER), has_soft_labels=True)
 
 
@@ -34,7 +34,7 @@ def test_only_settings_that_do_something_are_tuned() -> None:
     full = build_default_space(StudentSpec(**ENCODER, method="full"), has_soft_labels=False)
     assert names(full) == ["learning_rate", "batch_size", "epochs"]
     assert full[0].high < DEFAULT[0].high  # all weights need smaller steps
-    chosen = StudentSpec(**ENCODER, objective={"kind": "soft_label", "weight": 0.7})
+    chosen = StudentSpec.model_validate(ENCODER | {"objective": {"kind": "soft_label", "weight": 0.7}})
     assert names(build_default_space(chosen, has_soft_labels=True))[-1] == "objective.weight"
 
 
@@ -70,7 +70,7 @@ def test_search_options_with_a_mistake(option: str, message: str) -> None:
 
 
 def test_the_current_settings() -> None:
-    spec = StudentSpec(**ENCODER, lora={"rank": 24}, learning_rate=0.02)
+    spec = StudentSpec(**ENCODER, lora=LoraSpec(rank=24), learning_rate=0.02)
     current = read_current(spec, names(DEFAULT))
     assert current == {"learning_rate": 0.02, "batch_size": 16, "epochs": 2, "lora.rank": 24, "soft_weight": 0.5}
     space = {setting.name: setting.include(current[setting.name]) for setting in DEFAULT}

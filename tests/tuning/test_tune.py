@@ -46,13 +46,13 @@ def build_dataset() -> pl.DataFrame:
         for text in texts
         if number or label != "refund"
     ]
-    given = [(*answer, "shop", "large") for answer in answers]
+    given: list[tuple[str, str, str, str, str | None]] = [(*answer, "shop", "large") for answer in answers]
     given += [(text, "refund", "train", "(human)", None) for text in TEXTS["refund"]]
     rows: list[dict[str, Any]] = []
     for number, (text, label, split, slice_, teacher) in enumerate(given):
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
-        columns = {"prompt_id": f"p{number:02}", "slice": slice_, "answer": f'"{label}"', "messages": turns}
-        columns |= {"weight": 1.0, "split": split, "teacher": teacher, "completion_ids": []}
+        columns: dict[str, Any] = {"prompt_id": f"p{number:02}", "slice": slice_, "answer": f'"{label}"'}
+        columns |= {"messages": turns, "weight": 1.0, "split": split, "teacher": teacher, "completion_ids": []}
         rows.append(dict.fromkeys(DATASET) | columns)
     return build_frame(rows, DATASET, ("prompt_id",))
 

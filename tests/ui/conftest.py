@@ -60,7 +60,8 @@ class Screen:
         return next(run for run in self.instance.get_runs() if run.run_id.startswith(start))
 
     def runs(self, **tags: str) -> list[dg.DagsterRun]:
-        return self.instance.get_runs(dg.RunsFilter(tags={f"dagster/{key}": value for key, value in tags.items()}))
+        chosen = dg.RunsFilter(tags={f"dagster/{key}": value for key, value in tags.items()})
+        return [*self.instance.get_runs(chosen)]
 
     def see_success(self, run_id: str) -> None:
         """Wait on the page of a run until it says that the run ended well."""

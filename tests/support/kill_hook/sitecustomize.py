@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 
 FOLDER = os.environ.get("DISTILL_TEST_KILLS", "")
-_due = []
+_due: list[str] = []
 
 
 def _find_asset(path: str) -> str:
