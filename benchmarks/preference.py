@@ -169,9 +169,12 @@ def average(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation of each figure, over the seeds that have it."""
     figures: dict[str, Any] = {"seeds": len(found)}
     for name in dict.fromkeys(name for one in found for name in one):
-        figures[name], deviation = summarize([one[name] for one in found if name in one])
+        values = [one[name] for one in found if name in one]
+        figures[name], deviation = summarize(values)
         if name in SYSTEMS:
-            figures |= {f"{name}_sd": deviation, f"{name}_seeds": sum(name in one for one in found)}
+            figures |= {f"{name}_sd": deviation, f"{name}_seeds": len(values)}
+        elif isinstance(values[0], int):  # rows, pairs, seconds
+            figures[name] = round(figures[name])
     return figures
 
 
