@@ -21,6 +21,8 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
     place = f"student {name!r} has `teacher: {student.teacher}`"
     others = [other for other, spec in students.items() if other != name and spec.assistant is None]
     known = f"Students that the task's teacher teaches: {', '.join(others) or 'none'}"
+    if student.assistant == name:
+        raise ValueError(f"{place}: a student cannot teach itself. {known}")
     assistant = students.get(student.assistant)
     if assistant is None:
         raise ValueError(f"{place}, and there is no such student. {known}")

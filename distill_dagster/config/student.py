@@ -309,6 +309,12 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
             f"student {name!r} chooses a label and writes no text, so {' and '.join(unused)} would change nothing. "
             f"Leave it out. `max_tokens` is the longest prompt"
         )
+    try:
+        check_objective(objective, student.architecture, kind, reasoning)
+        for phase in student.then:
+            check_phase(phase, student.architecture, kind not in LABEL_KINDS or objective.kind in WRITING_OBJECTIVES)
+    except ValueError as error:
+        raise ValueError(f"student {name!r}: {error}") from None
     if objective.kind == "token_kd" and objective.teacher is None and objective.revision is not None:
         raise ValueError(
             f"student {name!r}: `objective.revision` is that of `objective.teacher`, which is not set. Set it, or "
@@ -335,9 +341,3 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
             f"student {name!r}: objective token_kd needs a teacher whose probabilities can be read. Set "
             f"`objective.teacher` to a local model, or `teacher: student:<name>`"
         )
-    try:
-        check_objective(objective, student.architecture, kind, reasoning)
-        for phase in student.then:
-            check_phase(phase, student.architecture, kind not in LABEL_KINDS or objective.kind in WRITING_OBJECTIVES)
-    except ValueError as error:
-        raise ValueError(f"student {name!r}: {error}") from None

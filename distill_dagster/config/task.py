@@ -146,7 +146,8 @@ class Task(ConfigModel):
         if self.cascade is not None and len(self.teachers) < 2:
             yield _make_error(("cascade",), self.cascade, ValueError("a cascade needs two or more `teachers`"))
         yield from _try_check(("teacher",), self.teacher, self._check_teacher)
-        yield from _try_check(("students",), self.students, self._check_students)
+        for name in self.students:
+            yield from _try_check(("students", name), self.students[name], self._check_student, name)
         if self.curation.rescale_soft_labels != "none" and not self.has_labels:
             error = ValueError("only label tasks have soft labels that can be rescaled")
             yield _make_error(("curation", "rescale_soft_labels"), self.curation.rescale_soft_labels, error)
@@ -156,7 +157,7 @@ class Task(ConfigModel):
         if self.default_student is not None and self.default_student not in self.students:
             names = ", ".join(self.students)
             error = ValueError(f"default_student {self.default_student!r} is not one of {names}")
-            yield _make_error((), None, error)
+            yield _make_error(("default_student",), self.default_student, error)
 
     def _check_teachers(self) -> None:
         for name, teacher in self.teachers.items():
@@ -175,10 +176,9 @@ class Task(ConfigModel):
         elif not self.teachers:
             raise PydanticCustomError("missing", "Field required")
 
-    def _check_students(self) -> None:
-        for name, student in self.students.items():
-            check_student(name, student, self.kind, self.reasoning)
-            check_assistant(name, self.students, self.kind, self.reasoning)
+    def _check_student(self, name: str) -> None:
+        check_student(name, self.students[name], self.kind, self.reasoning)
+        check_assistant(name, self.students, self.kind, self.reasoning)
 
     @property
     def is_free(self) -> bool:

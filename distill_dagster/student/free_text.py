@@ -126,7 +126,7 @@ class FreeTextStudent(CausalModel):
 
     def predict_batch(self, asked: Sequence[StudentPrompt]) -> list[Prediction]:
         """Return one prediction per prompt, in order. With plain prompts the raw text begins with the prompt's mark."""
-        return [Prediction(answer.text, {}, answer.text) for answer in self.write_answers(asked)]
+        return [Prediction(answer.text, {}, answer.text, answer.is_cut) for answer in self.write_answers(asked)]
 
     def get_saved_settings(self) -> dict[str, Any]:
         """Settings that labels.json keeps for this architecture only."""

@@ -146,10 +146,15 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
-    in_memory = sum(p.numel() * p.element_size() for p in model.parameters())
+    in_memory = sum(p.numel() * _measure_stored(p, spec) for p in model.parameters())
     weight_bytes = models.measure_weight_bytes(resolved) if spec.shrink is None else None
     weight_bytes = weight_bytes or in_memory
     return LoadedBase(model.eval(), tokenizer, weight_bytes, parameters, resolved.sha256)
+
+
+def _measure_stored(weight: Any, spec: StudentSpec) -> int:
+    """Bytes of one number of a weight in the student's own format, whatever format it was loaded in to be merged."""
+    return int(get_torch_dtype(spec.dtype).itemsize if weight.is_floating_point() else weight.element_size())
 
 
 def remove_generation_settings(model: Any) -> None:
@@ -217,8 +222,28 @@ def make_trainable(model: Any, spec: StudentSpec, task_type: str, exclude: str |
     )
     if spec.quantization == "none":
         config._register_custom_module({torch.nn.Linear: LoraLinear})
-    with models.silence_transformers():
-        return get_peft_model(model, config)
+    try:
+        with models.silence_transformers():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        if "arget modules" not in str(error) and "No modules were targeted" not in str(error):
+            raise
+        raise DistillError(
+            f"{spec.model} has no layer of `lora.target_modules`: {_format_names(lora.target_modules)}. Its linear "
+            f"layers are {_format_names(_list_linear_names(model))}. Name some of them, or leave `target_modules` out."
+            + (f" The preset {spec.preset} is for another architecture." if spec.preset else "")
+        ) from error
+
+
+def _list_linear_names(model: Any) -> list[str]:
+    import torch
+
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _format_names(names: str | list[str]) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
 
 
 def _list_lower_layers(model: Any, last: int) -> list[str]:

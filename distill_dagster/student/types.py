@@ -101,12 +101,13 @@ class Prediction:
     """A student's answer to one prompt.
 
     `probs` has every label in the task's order and sums to 1. `raw_text` is what the model would write. For free text,
-    `probs` is empty and `label` is the raw text.
+    `probs` is empty, `label` is the raw text, and `is_cut` says that it was cut before its end.
     """
 
     label: str
     probs: dict[str, float]
     raw_text: str
+    is_cut: bool = False
 
 
 class Predictor(Protocol):

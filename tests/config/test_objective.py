@@ -100,6 +100,8 @@ def test_settings_that_are_as_before_they_existed_train_nothing_again() -> None:
             {"objective": {"kind": "token_kd", "teacher": "m"}, "architecture": "encoder"},
             "an encoder writes nothing",
         ),
+        ("nli", False, {"objective": "token_kd", "architecture": "encoder"}, "an encoder writes nothing"),
+        ("nli", False, {"objective": "hidden_state"}, "it needs `architecture: encoder`"),
         ("nli", False, {"objective": "answer", "soft_weight": 0}, "its older form `soft_weight` are both given"),
         ("nli", True, {"objective": "reasoning", "reasoning": True}, "its older form `reasoning` are both given"),
     ],
@@ -107,6 +109,17 @@ def test_settings_that_are_as_before_they_existed_train_nothing_again() -> None:
 def test_what_a_student_cannot_learn(kind: str, reasoning: bool, student: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         resolve(kind, reasoning, student)
+
+
+def test_the_mistakes_of_all_students_are_found_at_once() -> None:
+    students = {"a": ENCODER | {"objective": "reasoning"}, "b": ENCODER, "c": ENCODER | {"teacher": "student:d"}}
+    with pytest.raises(ValidationError) as caught:
+        build_task("classification", students=students, default_student="e")
+    assert [error["loc"] for error in caught.value.errors()] == [
+        ("students", "a"),
+        ("students", "c"),
+        ("default_student",),
+    ]
 
 
 @pytest.mark.parametrize(

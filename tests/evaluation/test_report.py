@@ -64,7 +64,9 @@ def test_names_that_scripts_rely_on(folder: Path) -> None:
 
 def test_the_kept_epoch_is_named(tmp_path: Path) -> None:
     sentence = "The linear probe is kept: its validation loss is 0.300, and fine-tuning came to 0.400 at best."
-    assert f"<p>{sentence}</p>" in write_files(tmp_path, build_predictions(), replace(INPUTS, kept_epoch=sentence))
+    inputs = replace(INPUTS, how_trained="It learned.", kept_epoch=sentence)
+    assert f"<p>{sentence}</p>" in write_files(tmp_path, build_predictions(), inputs)
+    assert f"- Training: It learned. {sentence}" in (tmp_path / "report.md").read_text()
 
 
 def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> None:

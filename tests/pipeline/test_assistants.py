@@ -130,11 +130,11 @@ class Writer:
 
     parameters = bytes = 1
 
-    def __init__(self, *texts: str) -> None:
-        self.texts = texts
+    def __init__(self, *texts: str, cut: str = "") -> None:
+        self.texts, self.cut = texts, cut
 
     def predict(self, asked: list[StudentPrompt], batch_size: int = 32) -> list[Prediction]:
-        return [Prediction(text, {}, text) for text in self.texts[: len(asked)]]
+        return [Prediction(text, {}, text, text == self.cut) for text in self.texts[: len(asked)]]
 
 
 def test_written_answers_are_read_with_their_reasoning(tmp_path: Path) -> None:
@@ -155,6 +155,9 @@ def test_written_answers_are_read_with_their_reasoning(tmp_path: Path) -> None:
     ]
     assert frame["messages"][0].to_list()[-1]["content"] == "Reasoning: one more than 0.\nAnswer: 1"
     assert frame["soft_labels"].to_list() == [None, None]
+    last = writes.texts[2]
+    broken = answer_as_assistant(env, dataset, Writer(*writes.texts, cut=last), "tiny")
+    assert broken["prompt_id"].to_list() == ["p0"], "an answer that was cut before its end is not learned"
     with pytest.raises(DistillError, match="No answer of the student 'tiny' can be read"):
         answer_as_assistant(env, dataset, Writer("?", "?", "?"), "tiny")
     people = dataset.with_columns(teacher=pl.lit(None, dtype=pl.String))
@@ -169,7 +172,7 @@ def test_written_answers_are_read_with_their_reasoning(tmp_path: Path) -> None:
             {"small": ENCODER | {"teacher": "student:tinny"}},
             "there is no such student. Students that the task's teacher ",
         ),
-        ({"small": ENCODER | {"teacher": "student:small"}}, "which learns from a student itself"),
+        ({"small": ENCODER | {"teacher": "student:small"}}, "a student cannot teach itself"),
         ({"small": SMALL, "least": ENCODER | {"teacher": "student:small"}}, "One student can be between"),
         ({"small": ENCODER | {"teacher": "tiny"}}, "write `student:tiny` for a student of this task"),
         (

@@ -191,6 +191,13 @@ def test_all_layers_train_without_last_layers(small_smollm2: Path, tmp_path: Pat
     assert student.frozen is None
 
 
+def test_target_modules_that_the_model_does_not_have_are_an_error(small_smollm2: Path, tmp_path: Path) -> None:
+    lora = LoraSpec(rank=4, target_modules=["query"])
+    student = CausalStudent(make_spec(small_smollm2, 1).model_copy(update={"lora": lora}), LABELS, SETTINGS, tmp_path)
+    with pytest.raises(DistillError, match=r"no layer of `lora.target_modules`: query\. .* layers are .*q_proj"):
+        student.add_adapter()
+
+
 def test_more_last_layers_than_layers_is_an_error(small_smollm2: Path, tmp_path: Path) -> None:
     student = CausalStudent(make_spec(small_smollm2, 3), LABELS, SETTINGS, tmp_path)
     with pytest.raises(DistillError, match=r"`lora.last_layers` is 3, but the model has 2 layers"):

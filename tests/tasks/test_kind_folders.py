@@ -95,7 +95,7 @@ MISTAKES: list[tuple[str, Change, str, str | None, str, str]] = [
         "math",
         settings(students={"tiny": {"architecture": "encoder"}}),
         "task.yaml",
-        "students",
+        "students.tiny",
         "chooses among labels",
         "Fix",
     ),

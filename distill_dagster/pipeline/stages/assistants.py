@@ -34,7 +34,7 @@ def make_assistant_labels(env: StageContext, partition: str | None) -> StageResu
 
     Reads: assistant_adapter, filtered_dataset.
     Writes: DATASET with the answers, reasoning and probabilities of the student. Answers of people stay as they are. A
-        prompt whose answer cannot be read is left out.
+        prompt whose answer cannot be read, or was cut at `answer_tokens`, is left out.
     Asks a teacher: no.
     Re-runs when: one of these or student_settings changes.
     """
@@ -91,7 +91,7 @@ def answer_as_assistant(env: StageContext, dataset: pl.DataFrame, predictor: Pre
         else:  # the teacher's answer says whether to refuse, as the reference does in an evaluation
             question = Question(prompt.text, is_refusal(json.loads(row["answer"])))
             read = read_answer(kind, p.raw_text, question, stop=f"\n\n{task.item}:")
-        if read.answer is None:
+        if read.answer is None or p.is_cut:  # an answer read from broken text would teach the student to break off
             continue
         soft = [{"label": label, "prob": round(prob, PROBABILITY_DIGITS)} for label, prob in p.probs.items()]
         answered = {"answer": read.answer, "reasoning": read.reasoning, "soft_labels": soft or None}

@@ -108,7 +108,11 @@ def _predict_with_base(env: StageContext, kind: Kind, items: list[EvaluationItem
     task = env.folder.task
     settings = TaskSettings.from_task(task)
     progress.report_progress("predicting with base", 0, 1)
-    base = load_predictor(task.students[task.chosen_student], task.labels, settings, env.models)
+    name = task.chosen_student
+    try:
+        base = load_predictor(task.students[name], task.labels, settings, env.models)
+    except DistillError as error:
+        raise DistillError(f"students.{name}, with whose base the teacher is compared: {error}") from error
     return predict_rows(kind, "base", base, items)
 
 
