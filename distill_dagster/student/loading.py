@@ -49,7 +49,8 @@ def load_libraries() -> None:
 class LoadedBase:
     """A loaded base.
 
-    `bytes` is the size of its weights on disk, or in memory for a model from the hub, which has no `sha256`.
+    `bytes` is the size of its weights on disk. With `shrink`, and for a model from the hub, which has no `sha256`, it is
+    computed from `dtype`.
     """
 
     model: Any

@@ -189,3 +189,12 @@ def test_rows_are_counted_by_teacher(run: Run) -> None:
     assert isinstance(table, SampleTable)
     counts = {row["teacher"]: (row["train"], row["rejected"]) for row in table.rows}
     assert counts == {"people": (9, 0), "small": (5, 0), "recorded": (1, 0)}
+
+
+def test_a_base_that_cannot_be_loaded_is_that_of_a_named_student(run: Run) -> None:
+    path = run.env.folder.path / "task.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings |= {"students": {"tiny": {"model": "nowhere", "architecture": "encoder"}}, "gate": {}}
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(DistillError, match=r"students\.tiny, with whose base the teacher is compared: .*nowhere"):
+        run.update()

@@ -52,6 +52,14 @@ def make_spec(folder: Path, architecture: str, method: str, layers: int | None =
     return StudentSpec(model=str(folder), prompt="plain", **values)
 
 
+def test_a_shallower_base_has_the_same_size_however_it_is_loaded(deep: dict[str, Path], tmp_path: Path) -> None:
+    """To be merged, an adapter and its base are loaded in float32."""
+    spec = make_spec(deep["causal_lm"], "causal_lm", "lora").model_copy(update={"dtype": "bfloat16"})
+    for dtype in (None, "float32"):
+        base = load_base(spec, tmp_path, AUTO_CLASSES["causal_lm"], dtype)
+        assert base.bytes == 2 * base.parameters
+
+
 def test_the_first_and_the_last_layer_stay() -> None:
     assert choose_layers(6, 3) == [0, 2, 5]
     assert choose_layers(30, 10) == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
