@@ -49,8 +49,8 @@ def load_libraries() -> None:
 class LoadedBase:
     """A loaded base.
 
-    `bytes` is the size of its weights on disk. With `shrink`, and for a model from the hub, which has no `sha256`, it is
-    computed from `dtype`.
+    `bytes` is the size of its weights on disk. With `shrink`, and for a model from the hub, which has no `sha256`, it
+    is computed from `dtype`.
     """
 
     model: Any
@@ -147,15 +147,15 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
-    in_memory = sum(p.numel() * _measure_stored(p, spec) for p in model.parameters())
     weight_bytes = models.measure_weight_bytes(resolved) if spec.shrink is None else None
-    weight_bytes = weight_bytes or in_memory
+    weight_bytes = weight_bytes or _compute_weight_bytes(model, spec)
     return LoadedBase(model.eval(), tokenizer, weight_bytes, parameters, resolved.sha256)
 
 
-def _measure_stored(weight: Any, spec: StudentSpec) -> int:
-    """Bytes of one number of a weight in the student's own format, whatever format it was loaded in to be merged."""
-    return int(get_torch_dtype(spec.dtype).itemsize if weight.is_floating_point() else weight.element_size())
+def _compute_weight_bytes(model: Any, spec: StudentSpec) -> int:
+    """The size of a model's weights in the student's own format, whatever format it was loaded in to be merged."""
+    size = get_torch_dtype(spec.dtype).itemsize
+    return sum(p.numel() * (size if p.is_floating_point() else p.element_size()) for p in model.parameters())
 
 
 def remove_generation_settings(model: Any) -> None:
